@@ -18,9 +18,9 @@ from PIL import Image
 from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 
-from .core import IGNORE, MPP, TILE, SCHEMAS, encode, from_root, get_schema, overlay, rgb_table, show_tiles
+from .core import MPP, TILE, SCHEMAS, check_parameters, encode, from_root, overlay, rgb_table, show_tiles
 
-# %% ../nbs/01a_sample.ipynb #dc915001
+# %% ../nbs/01a_sample.ipynb #2e4b128b
 def smooth_noise(
     rng:np.random.Generator, # source of randomness
     shape:tuple,             # (H, W) pixels
@@ -32,7 +32,7 @@ def smooth_noise(
     field = ndi.zoom(ndi.gaussian_filter(field, sigma/k, mode='reflect'), k, order=1)[:shape[0], :shape[1]]
     return (field - field.mean())/field.std()
 
-# %% ../nbs/01a_sample.ipynb #8869a9ef
+# %% ../nbs/01a_sample.ipynb #5ee4fa70
 OTHER = (3, 4, 9)  # raw codes of the simulated tissues that are neither tumour nor stroma
 
 def tissue_map(
@@ -47,7 +47,7 @@ def tissue_map(
     a, b = rng.permutation(OTHER)[:2]
     return np.where(islands > np.quantile(islands, 1 - other), np.where(side > 0, a, b), codes).astype(np.uint8)
 
-# %% ../nbs/01a_sample.ipynb #5ee4fa70
+# %% ../nbs/01a_sample.ipynb #04a4bbbb
 def outside(
     rng:np.random.Generator,
     shape:tuple, # (H, W) pixels
@@ -57,10 +57,10 @@ def outside(
     edge = np.minimum(np.minimum(y, shape[0] - 1 - y), np.minimum(x, shape[1] - 1 - x))
     return edge < np.clip(9 + 5*smooth_noise(rng, shape, 40), 2, 20)
 
-# %% ../nbs/01a_sample.ipynb #3eb143eb
+# %% ../nbs/01a_sample.ipynb #4e9b967c
 HED = np.array([[.65, .70, .29], [.07, .99, .11]])  # optical density of haematoxylin and eosin in R, G, B
 
-# %% ../nbs/01a_sample.ipynb #4e9b967c
+# %% ../nbs/01a_sample.ipynb #3a59d58b
 def fibres(
     rng:np.random.Generator,
     shape:tuple, # (H, W) pixels
@@ -74,7 +74,7 @@ def fibres(
     density = np.interp(height, np.arange(8192) - 4096, strands/strands.std())
     return density.astype(np.float32), np.arctan2(dy, dx) + np.pi/2
 
-# %% ../nbs/01a_sample.ipynb #3a59d58b
+# %% ../nbs/01a_sample.ipynb #4ce10b30
 NUCLEI = {  # raw code: spacing px, half length px, slenderness, haematoxylin, texture, wobble, share missing
     1: (37, (15, 23), (.68, 1.), .80, .13, .12, .1),
     2: (62, (20, 31), (.22, .36), .95, .12, .05, .1),
@@ -98,7 +98,7 @@ def nucleus(
     noise = ndi.gaussian_filter(rng.standard_normal(radius.shape).astype(np.float32), 2.1)
     return np.clip((1 - radius)*half*slender/1.6 + .5, 0, 1), radius, noise/noise.std()
 
-# %% ../nbs/01a_sample.ipynb #766d1ced
+# %% ../nbs/01a_sample.ipynb #858a2918
 def chromatin(rng, code:int, radius, noise)->np.ndarray: # haematoxylin inside a nucleus
     "How dark each pixel of a nucleus is."
     _, _, _, dark, texture, _, _ = NUCLEI[code]
@@ -112,7 +112,7 @@ def patch(shape, y, x, r)->tuple: # (slices in the picture, slices in the patch)
     y0, y1, x0, x1 = max(0, y - r), min(shape[0], y + r + 1), max(0, x - r), min(shape[1], x + r + 1)
     return np.s_[y0:y1, x0:x1], np.s_[y0 - y + r:y1 - y + r, x0 - x + r:x1 - x + r]
 
-# %% ../nbs/01a_sample.ipynb #858a2918
+# %% ../nbs/01a_sample.ipynb #138ebaf9
 def draw_nuclei(
     rng, H, E,   # generator; (H, W) concentrations, changed in place
     codes, code, # (H, W) raw codes; the tissue to fill
@@ -135,7 +135,7 @@ def draw_nuclei(
         H[at] = H[at]*(1 - cover[inner]) + (cover*dark)[inner]
         E[at] *= 1 - .55*cover[inner]
 
-# %% ../nbs/01a_sample.ipynb #138ebaf9
+# %% ../nbs/01a_sample.ipynb #ea570bc3
 def draw_lumina(
     rng, H, E, codes, # as above
     code,        # tissue the holes lie in
@@ -162,7 +162,7 @@ def draw_fat(rng, H, E, codes):
     wall = np.exp(-((second - near)/7)**2)
     H[fat], E[fat] = .03 + .25*wall, .03 + .75*wall
 
-# %% ../nbs/01a_sample.ipynb #ea570bc3
+# %% ../nbs/01a_sample.ipynb #3e38ac60
 GROUND = {1: (.30, .55), 2: (.10, .62), 3: (.22, .45), 4: (.10, .72), 9: (.05, .10)}  # raw code: H, E concentration
 
 def paint(
@@ -186,7 +186,7 @@ def paint(
     draw_lumina(rng, H, E, codes, 2, 11, (12, 40))
     return H.clip(0), E.clip(0)
 
-# %% ../nbs/01a_sample.ipynb #f67d6651
+# %% ../nbs/01a_sample.ipynb #c2ba79ab
 SITES = ('H1', 'H2', 'H3', 'H4', 'H5', 'H6')  # simulated hospitals
 
 def hospital(
@@ -213,7 +213,7 @@ def scan(
     Image.fromarray(rgb).save(buffer, 'JPEG', quality=lab['quality'])
     return np.array(Image.open(buffer))
 
-# %% ../nbs/01a_sample.ipynb #c5dd8aff
+# %% ../nbs/01a_sample.ipynb #4dcfe372
 def simulate_roi(
     patient:int, # number of the patient; hospitals take turns
     seed:int=0,  # of the whole sample
@@ -229,7 +229,7 @@ def simulate_roi(
     x, y = rng.integers(5_000, 60_000, 2)
     return f'SYNT-{site}-{patient:04d}-DX1_xmin{x}_ymin{y}_MPP-0', image, codes
 
-# %% ../nbs/01a_sample.ipynb #76ce4dfa
+# %% ../nbs/01a_sample.ipynb #3f55889f
 def write_roi(
     root:Path,   # folder to write into
     patient:int, # as above
@@ -248,7 +248,7 @@ def write_roi(
             Image.fromarray(image[at]).save(root/'kaggle224/BCSS'/part/file, compress_level=1)
             if part != 'test': Image.fromarray(merged[at]).save(root/'kaggle224/BCSS'/f'{part}_mask'/file, compress_level=1)
 
-# %% ../nbs/01a_sample.ipynb #d76672af
+# %% ../nbs/01a_sample.ipynb #1a5da1d8
 def make_sample(
     out:str|Path='data/raw/sample', # folder to make; kept when it is already there
     patients:int=24,                # how many; at least 12
