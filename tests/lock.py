@@ -1,0 +1,25 @@
+"Pin the whole environment from settings.ini: requirements.txt for the pipeline, requirements_dev.txt for everything."
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CUDA = re.compile(r'^(nvidia-(cu|nccl|nvj|nvs|nvt)|cuda-|triton)')  # torch pins its own CUDA packages; a CPU wheel of it has none
+cfg = ConfigParser(delimiters=['='], interpolation=None)
+cfg.read(ROOT/'settings.ini')
+cfg = cfg['DEFAULT']
+
+
+def lock(wanted, out, *extra):
+    "Resolve for Python 3.10 to 3.12 at once and write the pins."
+    cmd = [sys.executable, '-m', 'uv', 'pip', 'compile', '-', '--universal', '--python-version', cfg['min_python'], '--no-header', '--no-annotate', '-q', *extra]
+    pins = subprocess.run(cmd, input='\n'.join(wanted), text=True, capture_output=True, check=True).stdout
+    lines = ['# Made by `make lock` from settings.ini; do not edit.'] + [p for p in pins.splitlines() if not CUDA.match(p)]
+    (ROOT/out).write_text('\n'.join(lines) + '\n')
+
+
+pipeline = cfg['requirements'].split() + cfg['pipeline_requirements'].split()
+lock(pipeline, 'requirements.txt')
+lock(pipeline + cfg['dev_requirements'].split(), 'requirements_dev.txt', '-c', str(ROOT/'requirements.txt'))
