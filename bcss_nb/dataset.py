@@ -194,6 +194,7 @@ def split_patients(
     "Give every patient one part."
     if not 0 <= val < 1: raise ValueError(f'val is a share from 0 to below 1, got {val}')
     people = people[['patient', 'site']].drop_duplicates().sort_values('patient')
+    if len(people) == 1 and not (test_sites or test_patients): return {people.patient.item(): 'train'}
     test = held_out(people, test_sites, test_patients)
     rest = people[~people.patient.isin(test)]
     if rest.empty: raise ValueError('the training part is empty: every patient is in the test part; hold out fewer with test_sites or test_patients')
@@ -205,7 +206,7 @@ def split_patients(
     drawn = sorted(rng.permutation(rest.patient), key=lambda p: order[rest.site[rest.patient == p].item()])
     return {p: 'test' if p in test else 'val' if p in drawn[:n_val] else 'train' for p in people.patient}
 
-# %% ../nbs/01_dataset.ipynb #b79b8366
+# %% ../nbs/01_dataset.ipynb #df348a62
 def check_split(
     tiles:pd.DataFrame, # columns patient, split
 ):
@@ -213,7 +214,7 @@ def check_split(
     parts = tiles.groupby('patient').split.nunique()
     if (parts > 1).any(): raise ValueError(f'patient in two parts: {", ".join(parts.index[parts > 1][:5])}; give each patient one part (see split_patients)')
 
-# %% ../nbs/01_dataset.ipynb #a2d07b80
+# %% ../nbs/01_dataset.ipynb #b4a01340
 class NpyWriter:
     "Append uint8 arrays of one shape to a `.npy` file; memory does not grow with their number."
     def __init__(self, path:Path, shape:tuple): self.file, self.shape, self.n = open(path, 'wb'), shape, 0; self.file.seek(128)
@@ -225,7 +226,7 @@ class NpyWriter:
         assert head.tell() == 128
         self.file.seek(0); self.file.write(head.getvalue()); self.file.flush(); os.fsync(self.file.fileno()); self.file.close()
 
-# %% ../nbs/01_dataset.ipynb #b4a01340
+# %% ../nbs/01_dataset.ipynb #87a1deff
 def pack(
     pairs:pd.DataFrame, # the index
     folder:Path,        # receives images.npy and labels.npy
@@ -248,7 +249,7 @@ def pack(
     images.close(); labels.close()
     return pd.DataFrame(records)
 
-# %% ../nbs/01_dataset.ipynb #87a1deff
+# %% ../nbs/01_dataset.ipynb #546f12db
 def sha256(path:Path)->str:
     "Hash a file without reading it whole."
     digest = hashlib.sha256()
@@ -272,7 +273,7 @@ def source_and_schema(source:str, schema:str='')->tuple: # (Source, Schema); Val
         + (' or bcss5' if src.encoding == 'raw' else ', or source roi for the raw codes'))
     return src, sch
 
-# %% ../nbs/01_dataset.ipynb #78712ead
+# %% ../nbs/01_dataset.ipynb #1e782c31
 _COLUMNS = ['tile', 'patient', 'site', 'slide', 'roi_x', 'roi_y', 'row', 'col', 'shipped_split', 'split', 'checks']
 
 def prepare(
@@ -297,7 +298,7 @@ def prepare(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
-# %% ../nbs/01_dataset.ipynb #546f12db
+# %% ../nbs/01_dataset.ipynb #141d2fd2
 def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, src:Source, sch:Schema, split:dict):
     "Split the kept tiles; write tiles.parquet, quarantine.csv and manifest.json."
     bad = pd.concat([lone, found[found.reason != ''][['tile', 'reason']] if len(found) else lone[:0]])
@@ -316,7 +317,7 @@ def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, src:Source,
         versions={p: version(p) for p in ('numpy', 'pandas', 'pillow')})
     (folder/'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
 
-# %% ../nbs/01_dataset.ipynb #b67974df
+# %% ../nbs/01_dataset.ipynb #cbf00b47
 @dataclass
 class TileSet:
     "A prepared set: table, memory-mapped pixels, schema and manifest."
@@ -342,7 +343,7 @@ def load_set(
     check_split(tiles)
     return TileSet(tiles, images, labels, get_schema(manifest['schema']), manifest)
 
-# %% ../nbs/01_dataset.ipynb #d1e3f97e
+# %% ../nbs/01_dataset.ipynb #cb08480f
 def smoke_set(
     out:str='data/smoke', # folder to make when it is not there
 )->str:                   # the same folder
@@ -353,7 +354,7 @@ def smoke_set(
         if not (folder/'manifest.json').exists(): prepare(out=out)
     return out
 
-# %% ../nbs/01_dataset.ipynb #cb08480f
+# %% ../nbs/01_dataset.ipynb #ab57c10e
 def to_batch(
     ts:TileSet,
     rows:np.ndarray,   # (B,) row numbers
@@ -363,7 +364,7 @@ def to_batch(
     x, y = torch.from_numpy(ts.images[rows]).to(device), torch.from_numpy(ts.labels[rows]).to(device)
     return x.permute(0, 3, 1, 2).float().div_(255), y
 
-# %% ../nbs/01_dataset.ipynb #ab4cb9ec
+# %% ../nbs/01_dataset.ipynb #ac718768
 def dihedral(
     x:Tensor,    # (B, ..., S, S) square pictures
     which:Tensor, # (B,) 0 to 7: quarter turns, plus 4 for a flip
@@ -375,7 +376,7 @@ def dihedral(
         out[which == k] = part.flip(-1) if k >= 4 else part
     return out
 
-# %% ../nbs/01_dataset.ipynb #ac718768
+# %% ../nbs/01_dataset.ipynb #a2d2e162
 _HED = torch.tensor([[.65, .70, .29], [.07, .99, .11], [.27, .57, .78]])  # haematoxylin, eosin, residual in R, G, B
 
 def stain_jitter(
@@ -399,7 +400,7 @@ def light_jitter(
     gain, offset = (2*torch.rand(2, len(x), 3, 1, 1, generator=gen, device=x.device) - 1)*strength
     return x*(1 + gain) + offset/2
 
-# %% ../nbs/01_dataset.ipynb #2f3019f0
+# %% ../nbs/01_dataset.ipynb #d1324d8d
 def augment(
     x:Tensor, y:Tensor,  # (B, 3, S, S) float32 in [0, 1]; (B, S, S) uint8
     gen:torch.Generator, # on the same device
@@ -413,7 +414,7 @@ def augment(
     if light: x = light_jitter(x, gen, light)
     return x.clamp(0, 1).contiguous(memory_format=torch.channels_last), y
 
-# %% ../nbs/01_dataset.ipynb #9939e9ef
+# %% ../nbs/01_dataset.ipynb #2969337f
 def batches(
     ts:TileSet,
     rows:np.ndarray,     # row numbers, for instance `ts.part('train')`

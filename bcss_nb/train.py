@@ -121,6 +121,8 @@ class Trainer:
         **augment,         # strengths for `augment`
     ):
         b = pick(BUDGETS, budget, 'budget')
+        for part in ('train', 'test'):
+            if not len(ts.part(part)): raise ValueError(f'the {part} part of this set is empty: prepare it again with test_sites or test_patients (TEST_SITES, TEST_PATIENTS) that leave both')
         self.steps, self.rounds, self.val_tiles = steps or b['steps'], b['rounds'], b['val_tiles']
         self.ts, self.batch, self.seed = ts, batch, seed
         self.about = dict(model=model, size=b['size'], schema=ts.schema.name, source=ts.manifest['source'], budget=budget,

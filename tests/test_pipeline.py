@@ -1,0 +1,74 @@
+"The pipeline's promises: parameters are never ignored, failures fail, losses and nets behave on hostile input."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcss_nb.core import IGNORE
+from bcss_nb.dataset import load_set, smoke_set
+from bcss_nb.evaluate import any_run
+from bcss_nb.metrics import DiceCELoss
+from bcss_nb.models import build_model
+from bcss_nb.train import Trainer, fit, load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '04_evaluate', '05_compare', '00a_eda']
+
+
+def papermill(notebook, out, *args):
+    return subprocess.run([sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', str(out), '-k', 'python3', '--no-progress-bar', *args],
+                          cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('args,words', [(('-p', 'no_such', '1'), 'unknown parameter no_such'), (('-p', 'model', 'nope'), "unknown model 'nope'"),
+                                        (('-p', 'steps', 'many'), 'parameter steps takes a int')])
+def test_papermill_refuses_bad_parameters(tmp_path, args, words):
+    done = papermill('03_train', tmp_path/'out.ipynb', *args)
+    assert done.returncode != 0 and words in done.stderr
+
+
+@pytest.mark.parametrize('name', PARAMETERISED)
+def test_parameters_cell_is_tagged_and_checked(name):
+    cells = [c for c in json.loads((ROOT/f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+    at = [i for i, c in enumerate(cells) if 'parameters' in c['metadata'].get('tags', [])]
+    assert len(at) == 1 and 'check_parameters' in ''.join(cells[at[0] + 1]['source'])
+
+
+@pytest.mark.parametrize('name', sorted(p.name for p in (ROOT/'nbs').glob('*.ipynb')))
+def test_notebook_opens_with_pictures_and_no_errors(name):
+    text = (ROOT/'nbs'/name).read_text()
+    outputs = [o for c in json.loads(text)['cells'] for o in c.get('outputs', [])]
+    assert not [o for o in outputs if o['output_type'] == 'error']
+    assert max([len(json.dumps(o)) for o in outputs], default=0) < 300_000
+    assert any(k.startswith('image/') for o in outputs for k in o.get('data', {})) or 'images/' in text
+    assert str(ROOT) not in text
+
+
+def test_without_validation_the_last_checkpoint_is_used_and_said(tmp_path):
+    ts = load_set(smoke_set())
+    ts.tiles['split'] = ts.tiles.split.replace('val', 'train')
+    about = fit(Trainer(ts, 'unet', steps=3, batch=2), tmp_path)
+    assert 'last step' in about['selection'] and load_checkpoint(tmp_path/'best.pt')[1]['step'] == 3
+
+
+def test_same_seed_same_weights(tmp_path):
+    ts = load_set(smoke_set())
+    for name in ('a', 'b'): fit(Trainer(ts, 'unet', steps=3, batch=2, seed=5), tmp_path/name)
+    a, b = (load_checkpoint(tmp_path/n/'last.pt')[0].state_dict() for n in ('a', 'b'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_checkpoint_of_another_model_or_schema_is_refused():
+    run = any_run('unet', load_set(smoke_set()))
+    with pytest.raises(ValueError, match='not unetr'): load_checkpoint(run/'best.pt', 'unetr')
+    with pytest.raises(ValueError, match='not bcss5'): load_checkpoint(run/'best.pt', schema='bcss5')
+
+
+@pytest.mark.parametrize('name', ['unet', 'unetr'])
+def test_gradient_is_zero_where_every_pixel_is_ignored(name):
+    net = build_model(name, 3)
+    DiceCELoss()(net(torch.rand(2, 3, 224, 224)), torch.full((2, 224, 224), IGNORE)).backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in net.parameters())
