@@ -131,4 +131,5 @@ d = { 'settings': { 'branch': 'main',
                                'bcss_nb.train.score': ('train.html#score', 'bcss_nb/train.py'),
                                'bcss_nb.train.show_history': ('train.html#show_history', 'bcss_nb/train.py'),
                                'bcss_nb.train.stream': ('train.html#stream', 'bcss_nb/train.py'),
-                               'bcss_nb.train.tracker': ('train.html#tracker', 'bcss_nb/train.py')}}}
+                               'bcss_nb.train.tracker': ('train.html#tracker', 'bcss_nb/train.py'),
+                               'bcss_nb.train.val_scores': ('train.html#val_scores', 'bcss_nb/train.py')}}}

@@ -8,7 +8,6 @@ __all__ = ['MIN_PATIENTS', 'check_comparable', 'colour_counts', 'baseline_record
 
 # %% ../nbs/05_compare.ipynb #d84e420c
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -100,7 +99,8 @@ def verdict(
 )->str:
     "Which model is better, or that the data cannot tell."
     n = f"{d['patients']} held-out patient{'s'*(d['patients'] > 1)}"
-    if d['patients'] < MIN_PATIENTS: return f"Too few patients to say: {a} minus {b} is {d['mean']:+.3f} mean Dice on {n}; at least {MIN_PATIENTS} are needed for an interval worth the name."
+    if d['patients'] < MIN_PATIENTS:
+        return f"Too few patients to say: {a} minus {b} is {d['mean']:+.3f} mean Dice on {n}; an interval worth the name needs at least {MIN_PATIENTS}."
     span = f"{d['mean']:+.3f} mean Dice (95 % interval {d['low']:+.3f} to {d['high']:+.3f}, {n})"
     if d['low'] > 0: return f'{a} is better than {b}: {span}.'
     if d['high'] < 0: return f'{b} is better than {a}: {a} minus {b} is {span}.'

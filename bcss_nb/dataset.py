@@ -9,7 +9,7 @@ __all__ = ['SOURCES', 'OFFICIAL_TEST_SITES', 'parse_name', 'BadTile', 'read_png'
            'load_set', 'smoke_set', 'to_batch', 'dihedral', 'stain_jitter', 'light_jitter', 'augment', 'batches']
 
 # %% ../nbs/01_dataset.ipynb #0c30dc9b
-import hashlib, io, json, math, os, re, shutil, struct
+import hashlib, io, json, os, re, shutil, struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .core import IGNORE, TILE, Schema, check_parameters, encode, from_root, get_schema, overlay, pick, repo_root, show_tiles
+from .core import IGNORE, TILE, Schema, check_parameters, encode, from_root, get_schema, overlay, pick, show_tiles
 from .sample import make_sample
 
 # %% ../nbs/01_dataset.ipynb #28365ceb

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import IGNORE, TILE, overlay, pick, seed_everything, show_tiles
+from .core import IGNORE, TILE, overlay, pick, show_tiles
 
 # %% ../nbs/02_models.ipynb #8ed3c436
 _UNET = dict(small=(16, 32, 64, 128, 256), full=(32, 64, 128, 256, 512))  # channels per level

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'TRACK', 'best_precision', 'predict', 'score', 'save_checkpoint', 'load_checkpoint', 'tracker', 'stream',
-           'make_optimizer', 'Trainer', 'fit', 'show_history']
+           'make_optimizer', 'Trainer', 'val_scores', 'fit', 'show_history']
 
 # %% ../nbs/03_train.ipynb #50c32ccf
 import os, time
@@ -122,7 +122,8 @@ class Trainer:
     ):
         b = pick(BUDGETS, budget, 'budget')
         for part in ('train', 'test'):
-            if not len(ts.part(part)): raise ValueError(f'the {part} part of this set is empty: prepare it again with test_sites or test_patients (TEST_SITES, TEST_PATIENTS) that leave both')
+            if not len(ts.part(part)):
+                raise ValueError(f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave both')
         self.steps, self.rounds, self.val_tiles = steps or b['steps'], b['rounds'], b['val_tiles']
         self.ts, self.batch, self.seed = ts, batch, seed
         self.about = dict(model=model, size=b['size'], schema=ts.schema.name, source=ts.manifest['source'], budget=budget,
@@ -145,13 +146,17 @@ class Trainer:
         self.opt.step(); self.sched.step()
         return loss.item()
 
-    def validate(self)->np.ndarray: # (n,) Dice by class, pooled over the validation patients
+    def validate(self)->np.ndarray: # (n, n) counts, pooled over the validation patients
         "Score the validation part, or an even choice of it."
         rows = self.ts.part('val')
         if self.val_tiles and len(rows) > self.val_tiles: rows = rows[np.linspace(0, len(rows) - 1, self.val_tiles).astype(int)]
         return score(self.net, self.ts, rows, self.batch, self.fabric.device)[1].sum(0).numpy()
 
 # %% ../nbs/03_train.ipynb #a1102624
+def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; absent classes are left out
+    "Validation Dice, ready for the log."
+    return dict(val_dice=float(mean_dice(counts)), **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None})
+
 def fit(
     t:Trainer,
     out:Path,            # receives best.pt and last.pt
@@ -167,8 +172,9 @@ def fit(
             if step not in ends: continue
             spent += time.time() - start
             row = dict(step=step, loss=float(np.mean(losses)), tiles_s=round(step*t.batch/spent, 1))
-            if has_val: row.update(val_dice=float(mean_dice(c := t.validate())), **{f'val_{k}': v for k, v in named(dice(c), t.ts.schema.classes).items() if v is not None})
-            history.append(row); log(**row); bar.set_postfix(loss=f'{row["loss"]:.3f}', val_dice=f'{row.get("val_dice", float("nan")):.3f}', tiles_s=row['tiles_s'])
+            if has_val: row.update(val_scores(t.validate(), t.ts.schema.classes))
+            history.append(row); log(**row)
+            bar.set_postfix({k: f'{v:.3f}' for k, v in row.items() if k in ('loss', 'val_dice')}, tiles_s=row['tiles_s'])
             about = dict(t.about, step=step, history=history, train_seconds=round(spent, 1), precision=best_precision(), device=str(t.fabric.device),
                          selection='best validation mean Dice' if has_val else 'last step: validation was switched off')
             better = row.get('val_dice', step) > best
