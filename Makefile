@@ -66,7 +66,7 @@ export: setup-dev ## notebooks -> module, outputs cleaned of noise
 	nbdev_clean
 
 test: check lint ## every check: tree in step, ruff, notebooks, pytest with coverage
-	nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
 	python -m pytest --cov --cov-report=term
 
 check: setup-dev ## is the module what the notebooks say, and are they clean?
