@@ -6,7 +6,8 @@
 __all__ = ['SOURCES', 'OFFICIAL_TEST_SITES', 'parse_name', 'BadTile', 'read_png', 'read_pair', 'Source', 'find_root',
            'index_source', 'cut', 'check_tile', 'read_tiles', 'names_of', 'held_out', 'split_patients', 'check_split',
            'NpyWriter', 'pack', 'sha256', 'replace_folder', 'source_and_schema', 'prepare', 'write_tables', 'TileSet',
-           'load_set', 'smoke_set', 'to_batch', 'dihedral', 'stain_jitter', 'light_jitter', 'augment', 'batches']
+           'load_set', 'check_parts', 'smoke_set', 'to_batch', 'dihedral', 'stain_jitter', 'light_jitter', 'augment',
+           'batches']
 
 # %% ../nbs/01_dataset.ipynb #0c30dc9b
 import hashlib, io, json, os, re, shutil, struct
@@ -343,7 +344,13 @@ def load_set(
     check_split(tiles)
     return TileSet(tiles, images, labels, get_schema(manifest['schema']), manifest)
 
-# %% ../nbs/01_dataset.ipynb #cb08480f
+# %% ../nbs/01_dataset.ipynb #f7d2b232
+def check_parts(ts:TileSet):
+    "Raise ValueError when a set has nothing to train on or nothing to be judged by."
+    for part in ('train', 'test'):
+        if not len(ts.part(part)): raise ValueError(f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave both')
+
+# %% ../nbs/01_dataset.ipynb #862a6125
 def smoke_set(
     out:str='data/smoke', # folder to make when it is not there
 )->str:                   # the same folder
@@ -354,7 +361,7 @@ def smoke_set(
         if not (folder/'manifest.json').exists(): prepare(out=out)
     return out
 
-# %% ../nbs/01_dataset.ipynb #ab57c10e
+# %% ../nbs/01_dataset.ipynb #ab4cb9ec
 def to_batch(
     ts:TileSet,
     rows:np.ndarray,   # (B,) row numbers
@@ -364,7 +371,7 @@ def to_batch(
     x, y = torch.from_numpy(ts.images[rows]).to(device), torch.from_numpy(ts.labels[rows]).to(device)
     return x.permute(0, 3, 1, 2).float().div_(255), y
 
-# %% ../nbs/01_dataset.ipynb #ac718768
+# %% ../nbs/01_dataset.ipynb #2f3019f0
 def dihedral(
     x:Tensor,    # (B, ..., S, S) square pictures
     which:Tensor, # (B,) 0 to 7: quarter turns, plus 4 for a flip
@@ -376,7 +383,7 @@ def dihedral(
         out[which == k] = part.flip(-1) if k >= 4 else part
     return out
 
-# %% ../nbs/01_dataset.ipynb #a2d2e162
+# %% ../nbs/01_dataset.ipynb #d1324d8d
 _HED = torch.tensor([[.65, .70, .29], [.07, .99, .11], [.27, .57, .78]])  # haematoxylin, eosin, residual in R, G, B
 
 def stain_jitter(
@@ -400,7 +407,7 @@ def light_jitter(
     gain, offset = (2*torch.rand(2, len(x), 3, 1, 1, generator=gen, device=x.device) - 1)*strength
     return x*(1 + gain) + offset/2
 
-# %% ../nbs/01_dataset.ipynb #d1324d8d
+# %% ../nbs/01_dataset.ipynb #b3f74272
 def augment(
     x:Tensor, y:Tensor,  # (B, 3, S, S) float32 in [0, 1]; (B, S, S) uint8
     gen:torch.Generator, # on the same device
@@ -414,7 +421,7 @@ def augment(
     if light: x = light_jitter(x, gen, light)
     return x.clamp(0, 1).contiguous(memory_format=torch.channels_last), y
 
-# %% ../nbs/01_dataset.ipynb #2969337f
+# %% ../nbs/01_dataset.ipynb #8885474d
 def batches(
     ts:TileSet,
     rows:np.ndarray,     # row numbers, for instance `ts.part('train')`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'TRACK', 'best_precision', 'predict', 'score', 'save_checkpoint', 'load_checkpoint', 'tracker', 'stream',
-           'make_optimizer', 'Trainer', 'val_scores', 'fit', 'show_history']
+           'make_optimizer', 'Trainer', 'train_step', 'validate', 'val_scores', 'fit', 'show_history']
 
 # %% ../nbs/03_train.ipynb #50c32ccf
 import os, time
@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .core import atomic, check_parameters, from_root, get_schema, pick, seed_everything, write_json
-from .dataset import TileSet, batches, load_set, smoke_set
+from .dataset import TileSet, batches, check_parts, load_set, smoke_set
 from .metrics import DiceCELoss, confusion_by_patient, dice, mean_dice, named
 from .models import build_model, cost
 
@@ -121,9 +121,7 @@ class Trainer:
         **augment,         # strengths for `augment`
     ):
         b = pick(BUDGETS, budget, 'budget')
-        for part in ('train', 'test'):
-            if not len(ts.part(part)):
-                raise ValueError(f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave both')
+        check_parts(ts)
         self.steps, self.rounds, self.val_tiles = steps or b['steps'], b['rounds'], b['val_tiles']
         self.ts, self.batch, self.seed = ts, batch, seed
         self.about = dict(model=model, size=b['size'], schema=ts.schema.name, source=ts.manifest['source'], budget=budget,
@@ -137,22 +135,23 @@ class Trainer:
         self.loss, self.gen = DiceCELoss(), torch.Generator(self.fabric.device).manual_seed(seed)
         self.stream = stream(ts, batch, self.gen, self.fabric.device, **augment)
 
-    def step(self)->float: # the loss
-        "Learn from one batch."
-        x, y = next(self.stream)
-        loss = self.loss(self.net(x), y)
-        self.opt.zero_grad(); self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.net, self.opt, max_norm=1.)
-        self.opt.step(); self.sched.step()
-        return loss.item()
-
-    def validate(self)->np.ndarray: # (n, n) counts, pooled over the validation patients
-        "Score the validation part, or an even choice of it."
-        rows = self.ts.part('val')
-        if self.val_tiles and len(rows) > self.val_tiles: rows = rows[np.linspace(0, len(rows) - 1, self.val_tiles).astype(int)]
-        return score(self.net, self.ts, rows, self.batch, self.fabric.device)[1].sum(0).numpy()
-
 # %% ../nbs/03_train.ipynb #a1102624
+def train_step(t:Trainer)->float: # the loss
+    "Learn from one batch."
+    x, y = next(t.stream)
+    loss = t.loss(t.net(x), y)
+    t.opt.zero_grad(); t.fabric.backward(loss)
+    t.fabric.clip_gradients(t.net, t.opt, max_norm=1.)
+    t.opt.step(); t.sched.step()
+    return loss.item()
+
+def validate(t:Trainer)->np.ndarray: # (n, n) counts, pooled over the validation patients
+    "Score the validation part, or an even choice of it."
+    rows = t.ts.part('val')
+    if t.val_tiles and len(rows) > t.val_tiles: rows = rows[np.linspace(0, len(rows) - 1, t.val_tiles).astype(int)]
+    return score(t.net, t.ts, rows, t.batch, t.fabric.device)[1].sum(0).numpy()
+
+# %% ../nbs/03_train.ipynb #6c22d234
 def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; absent classes are left out
     "Validation Dice, ready for the log."
     return dict(val_dice=float(mean_dice(counts)), **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None})
@@ -168,11 +167,11 @@ def fit(
     with tqdm(total=t.steps, desc=t.about['model'], unit='step', mininterval=5) as bar:
         start = time.time()
         for step in range(1, t.steps + 1):
-            losses.append(t.step()); bar.update()
+            losses.append(train_step(t)); bar.update()
             if step not in ends: continue
             spent += time.time() - start
             row = dict(step=step, loss=float(np.mean(losses)), tiles_s=round(step*t.batch/spent, 1))
-            if has_val: row.update(val_scores(t.validate(), t.ts.schema.classes))
+            if has_val: row.update(val_scores(validate(t), t.ts.schema.classes))
             history.append(row); log(**row)
             bar.set_postfix({k: f'{v:.3f}' for k, v in row.items() if k in ('loss', 'val_dice')}, tiles_s=row['tiles_s'])
             about = dict(t.about, step=step, history=history, train_seconds=round(spent, 1), precision=best_precision(), device=str(t.fabric.device),
@@ -183,7 +182,7 @@ def fit(
             losses, start = [], time.time()
     return about
 
-# %% ../nbs/03_train.ipynb #685f17cc
+# %% ../nbs/03_train.ipynb #87cbdf78
 def show_history(history:list, schema): # rows of `fit`
     "Learning curves: loss, and validation Dice by class."
     import matplotlib.pyplot as plt

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bcss_nb.dataset import load_set, smoke_set
 from bcss_nb.evaluate import any_run
 from bcss_nb.metrics import DiceCELoss
 from bcss_nb.models import build_model
-from bcss_nb.train import Trainer, fit, load_checkpoint
+from bcss_nb.train import Trainer, fit, load_checkpoint, tracker
 
 ROOT = Path(__file__).parent.parent
 PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '04_evaluate', '05_compare', '00a_eda']
@@ -72,3 +73,23 @@ def test_gradient_is_zero_where_every_pixel_is_ignored(name):
     net = build_model(name, 3)
     DiceCELoss()(net(torch.rand(2, 3, 224, 224)), torch.full((2, 224, 224), IGNORE)).backward()
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in net.parameters())
+
+
+def test_training_refuses_a_set_without_a_test_part():
+    ts = load_set(smoke_set())
+    ts.tiles['split'] = 'train'
+    with pytest.raises(ValueError, match='test part of this set is empty'): Trainer(ts, 'unet')
+
+
+def test_offline_tracking_needs_no_account(tmp_path, monkeypatch):
+    monkeypatch.delenv('WANDB_API_KEY', raising=False)
+    with tracker(tmp_path, 'offline', dict(model='unet')) as log: log(1, loss=.5)
+    assert list(tmp_path.glob('wandb/offline-run-*/run-*.wandb')) and json.loads((tmp_path/'live/metrics.json').read_text())['loss'] == .5
+    with pytest.raises(ValueError, match='choose one of disabled, offline, online'):
+        with tracker(tmp_path, 'nope', dict(model='unet')): pass
+
+
+def test_train_alone_finishes_in_under_a_minute(tmp_path):
+    start = time.time()
+    assert papermill('03_train', tmp_path/'out.ipynb').returncode == 0
+    assert time.time() - start < 60
