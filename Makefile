@@ -57,6 +57,7 @@ train: setup ## the whole pipeline on the source you name, then the table
 	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
 
 define raw_there
+case "$(SOURCE)" in sample|kaggle224|roi) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, roi." >&2; exit 1;; esac; \
 if [ "$(SOURCE)" != sample ] && [ ! -e "$(RAW)" ]; then \
   echo "The raw folder $(RAW) does not exist: give RAW=<folder that holds the $(SOURCE) release> (README, section Data)." >&2; exit 1; fi
 endef

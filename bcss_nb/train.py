@@ -81,7 +81,7 @@ TRACK = ('disabled', 'offline', 'online')
 
 @contextmanager
 def tracker(
-    out:Path,    # folder for the logs
+    out:Path,    # folder for DVCLive; wandb/ goes beside it, since its names carry the time
     mode:str,    # one of TRACK
     config:dict, # parameters of the run
 ):
@@ -91,7 +91,7 @@ def tracker(
     import wandb
     os.environ.setdefault('WANDB_SILENT', 'true'); os.environ.setdefault('WANDB_CONSOLE', 'off')
     with Live(str(out/'live'), report=None, dvcyaml=None, save_dvc_exp=False) as live, \
-         wandb.init(project='bcss_nb', name=config['model'], mode=mode, dir=str(out), config=config) as run:
+         wandb.init(project='bcss_nb', name=config['model'], mode=mode, dir=str(out.parent), config=config) as run:
         def log(step:int, **values):
             live.step = step
             for name, value in values.items(): live.log_metric(name, value)

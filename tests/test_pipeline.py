@@ -83,8 +83,8 @@ def test_training_refuses_a_set_without_a_test_part():
 
 def test_offline_tracking_needs_no_account(tmp_path, monkeypatch):
     monkeypatch.delenv('WANDB_API_KEY', raising=False)
-    with tracker(tmp_path, 'offline', dict(model='unet')) as log: log(1, loss=.5)
-    assert list(tmp_path.glob('wandb/offline-run-*/run-*.wandb')) and json.loads((tmp_path/'live/metrics.json').read_text())['loss'] == .5
+    with tracker(tmp_path/'unet', 'offline', dict(model='unet')) as log: log(1, loss=.5)
+    assert list(tmp_path.glob('wandb/offline-run-*/run-*.wandb')) and json.loads((tmp_path/'unet/live/metrics.json').read_text())['loss'] == .5
     with pytest.raises(ValueError, match='choose one of disabled, offline, online'):
         with tracker(tmp_path, 'nope', dict(model='unet')): pass
 
