@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['TILE', 'MPP', 'IGNORE', 'RAW_CODES', 'SCHEMAS', 'Schema', 'pick', 'get_schema', 'encode', 'rgb_table', 'overlay',
-           'add_legend', 'show_tiles', 'repo_root', 'from_root', 'seed_everything', 'atomic', 'write_json',
+           'add_legend', 'show_tiles', 'repo_root', 'from_root', 'seed_everything', 'atomic', 'write_json', 'locked',
            'check_parameters']
 
 # %% ../nbs/00_core.ipynb #8eaebdfe
-import ast, json, os, random
+import ast, hashlib, json, os, random, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 # %% ../nbs/00_core.ipynb #1e314ab6
 TILE = 224    # pixels a side
@@ -168,6 +169,13 @@ def atomic(
 def write_json(path:str|Path, data:dict):
     "Write JSON atomically; `nan` is refused, so write `None` for what is undefined."
     with atomic(path) as tmp: tmp.write_text(json.dumps(data, indent=2, allow_nan=False) + '\n')
+
+def locked(
+    path:str|Path, # what to guard; need not exist
+)->FileLock:       # for a `with` block
+    "Let one process at a time make something; the lock lies in the temporary folder, not beside it."
+    name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir())/f'bcss_nb_{os.getuid()}_{name}.lock')
 
 # %% ../nbs/00_core.ipynb #bed9a3e4
 def _assigned(source:str)->dict:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
-from .core import IGNORE, atomic, check_parameters, from_root, overlay, show_tiles, write_json
+from .core import IGNORE, atomic, check_parameters, from_root, locked, overlay, show_tiles, write_json
 from .dataset import TileSet, load_set, smoke_set
 from .metrics import accuracy, confusion_by_patient, dice, interval, iou, mean_dice, named, resample, show_confusion
 from .train import Trainer, fit, load_checkpoint, predict
@@ -27,9 +26,9 @@ def any_run(
     "A run to look at; notebooks running side by side wait for each other."
     for out in (from_root(f'runs/{model}'), from_root(f'runs/smoke/{model}')):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{out}.lock'):
+        with locked(out):
             record = json.loads((out/'train.json').read_text()) if (out/'train.json').exists() else {}
-            if record.get('data') == ts.manifest['sha256']['tiles.parquet']: return out
+            if record.get('data') == ts.manifest['id']: return out
             if out.parent.name == 'smoke': write_json(out/'train.json', fit(Trainer(ts, model, steps=steps, batch=batch), out))
     return out
 

@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 
-from .core import MPP, TILE, SCHEMAS, check_parameters, encode, from_root, overlay, rgb_table, show_tiles
+from .core import MPP, TILE, SCHEMAS, check_parameters, encode, from_root, locked, overlay, rgb_table, show_tiles
 
 # %% ../nbs/01a_sample.ipynb #2e4b128b
 def smooth_noise(
@@ -259,7 +258,7 @@ def make_sample(
     out = from_root(out)
     if patients < 12: raise ValueError(f'the sample needs at least 12 patients, got {patients}: hospitals would be left without')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{out}.lock'):
+    with locked(out):
         if out.exists(): return out
         tmp = out.with_name(f'.{out.name}.tmp')
         shutil.rmtree(tmp, ignore_errors=True)

@@ -125,7 +125,7 @@ class Trainer:
         self.steps, self.rounds, self.val_tiles = steps or b['steps'], b['rounds'], b['val_tiles']
         self.ts, self.batch, self.seed = ts, batch, seed
         self.about = dict(model=model, size=b['size'], schema=ts.schema.name, source=ts.manifest['source'], budget=budget,
-                          steps=self.steps, batch=batch, lr=lr, seed=seed, data=ts.manifest['sha256']['tiles.parquet'])
+                          steps=self.steps, batch=batch, lr=lr, seed=seed, tile=ts.manifest['tile'], data=ts.manifest['id'])
         seed_everything(seed)
         self.fabric = Fabric(accelerator='auto', devices=1, precision=best_precision())
         net = build_model(model, len(ts.schema.classes), b['size']).to(memory_format=torch.channels_last)
