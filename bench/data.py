@@ -1,0 +1,112 @@
+"Data speed in one run on the same tiles: preparing against plain decoding, our batches against MONAI's loaders."
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, DataLoader, Dataset
+from monai.transforms import (
+    Compose, EnsureChannelFirstd, LoadImaged, RandFlipd, RandomizableTransform, RandRotate90d, RandScaleIntensityd, RandShiftIntensityd, ScaleIntensityRanged,
+)
+from PIL import Image
+
+from bcss_nb.augment import draw_colour
+from bcss_nb.core import get_schema
+from bcss_nb.dataset import Rules, batches, load_set, pack, prepare
+from bcss_nb.layouts import find_root, index_source
+from bcss_nb.sample import make_sample
+
+
+class RandStain(RandomizableTransform):
+    "HED jitter of one tile, (3, H, W) in [0, 1]: the one step MONAI has no transform for, with the matrices `augment` draws."
+    def __init__(self, keys, strength=.2): super().__init__(prob=1.); self.keys, self.strength, self.gen = keys, strength, torch.Generator()
+
+    def set_random_state(self, seed=None, state=None): self.gen.manual_seed(seed or 0); return super().set_random_state(seed, state)
+
+    def __call__(self, data):
+        mix = draw_colour(1, self.gen, self.strength, 0)[0][0]
+        jitter = lambda x: (mix @ x.clamp(min=1/255).log_().reshape(3, -1)).exp_().view_as(x)
+        return dict(data, **{k: jitter(data[k]) for k in self.keys})
+
+
+def transforms():
+    "What `augment` does, in MONAI's words: three coins for the orientation, stain, gain and offset of each channel, clipped to [0, 1]."
+    both, image = ['image', 'label'], ['image']
+    fixed = [LoadImaged(both, image_only=True, reverse_indexing=False), EnsureChannelFirstd(image, channel_dim=-1), EnsureChannelFirstd(['label'], channel_dim='no_channel'),
+             ScaleIntensityRanged(image, 0, 255, 0, 1)]
+    return Compose(fixed + [RandRotate90d(both, prob=.5, max_k=1), RandFlipd(both, prob=.5, spatial_axis=0), RandFlipd(both, prob=.5, spatial_axis=1), RandStain(image),
+        RandScaleIntensityd(image, factors=.2, prob=1., channel_wise=True), RandShiftIntensityd(image, offsets=.1, prob=1., channel_wise=True),
+        ScaleIntensityRanged(image, 0, 1, 0, 1, clip=True)])
+
+
+def best(f, repeat):
+    "Shortest wall time of a few, seconds; f gets an empty folder."
+    times = []
+    for _ in range(repeat):
+        folder = Path(tempfile.mkdtemp())
+        start = time.perf_counter()
+        f(folder)
+        times.append(time.perf_counter() - start)
+        shutil.rmtree(folder)
+    return min(times)
+
+
+def decode(pairs, workers):
+    "Decode every image and mask once with Pillow."
+    one = lambda p: (np.asarray(Image.open(p.image)), np.asarray(Image.open(p.mask)), None)[2]
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(one, pairs.itertuples(index=False)))
+
+
+def drain(loader, tiles, batch):
+    "Tiles a second over some passes of a loader, after one pass to warm up."
+    list(loader())
+    start, n = time.perf_counter(), 0
+    while n < tiles:
+        for _ in loader(): n += batch
+    return n/(time.perf_counter() - start)
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('--patients', type=int, default=60, help='simulated patients, about ten tiles each')
+    p.add_argument('--batch', type=int, default=16)
+    p.add_argument('--workers', type=int, default=2)
+    p.add_argument('--repeat', type=int, default=5, help='the shortest time counts')
+    a = p.parse_args()
+    torch.set_num_threads(a.workers)
+    home = Path(tempfile.mkdtemp())
+    try:
+        raw = make_sample(home/'raw', patients=a.patients)
+        root, src, layout = find_root(raw, 'sample')
+        pairs, _ = index_source(root, layout)
+        rules = lambda deep: Rules(get_schema('kaggle3'), deep=deep)
+        n, seconds = len(pairs), {}
+        seconds['decode every PNG once (Pillow)'] = best(lambda d: decode(pairs, a.workers), a.repeat)
+        seconds['prepare: basic checks, packing'] = best(lambda d: pack(pairs, d, rules(False), a.workers), a.repeat)
+        seconds['prepare: with deep checks'] = best(lambda d: pack(pairs, d, rules(True), a.workers), a.repeat)
+        ts = load_set(prepare('sample', raw, home/'set', val=0.))
+        rows = ts.part('train')
+        gen = torch.Generator().manual_seed(0)
+        rates = {'bcss_nb batches': drain(lambda: batches(ts, rows, a.batch, gen=gen), 10_000, a.batch)}
+        files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
+        data = [files[t] for t in ts.tiles.tile[rows]]
+        kw = dict(batch_size=a.batch, shuffle=True, num_workers=a.workers, drop_last=True, persistent_workers=True)
+        for name, make, n_tiles in (('MONAI Dataset', Dataset, 1000), ('MONAI CacheDataset', partial(CacheDataset, num_workers=a.workers, progress=False), 3000)):
+            loader = DataLoader(make(data, transforms()), **kw)
+            rates[name] = drain(lambda loader=loader: loader, n_tiles, a.batch)
+            del loader
+    finally: shutil.rmtree(home)
+    base, slow = seconds['decode every PNG once (Pillow)'], rates['MONAI CacheDataset']
+    print(f'{n} sample tiles, {a.workers} workers, {os.cpu_count()} cores, batch {a.batch}\n')
+    for name, s in seconds.items(): print(f'{name:34} {n/s:8.0f} tiles/s {s/base:7.2f} x decoding')
+    print('\naugmented training batches: flips, turns, stain, light')
+    for name, r in rates.items(): print(f'{name:34} {r:8.0f} tiles/s {r/slow:7.2f} x CacheDataset')
+    print(json.dumps(dict(ours_tiles_s=round(rates['bcss_nb batches'], 1), cachedataset_tiles_s=round(slow, 1), ratio_cachedataset=round(rates['bcss_nb batches']/slow, 2),
+        prepare_over_decode=round(seconds['prepare: basic checks, packing']/base, 3), deep_over_decode=round(seconds['prepare: with deep checks']/base, 3), tiles=n, workers=a.workers)))
