@@ -3,28 +3,42 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # One command, no file edited: make train SOURCE=kaggle224 RAW=<folder> MODELS=unet,unetr BUDGET=full
+ifdef RAW
+SOURCE ?= auto
+endif
 SOURCE ?= sample
-RAW ?= data/raw/$(SOURCE)
+OWN := data/raw/$(patsubst kaggle%,kaggle,$(SOURCE))
+RAW ?= $(OWN)
 SCHEMA ?=
 MODELS ?= unet,unetr
 BUDGET ?= smoke
 TEST_SITES ?=
 TEST_PATIENTS ?=
+VAL_PATIENTS ?=
 VAL ?= 0.2
+SPLIT ?=
+FOLDS ?= 5
+FOLD ?= 0
+SIZE ?= 224
+STRIDE ?= 0
+EDGE ?= drop
 SET = -S source='$(SOURCE)' -S raw="'$(RAW)'" -S schema="'$(SCHEMA)'" -S 'models=[$(MODELS)]' -S budget='$(BUDGET)' \
-  -S split.test_sites="'$(TEST_SITES)'" -S split.test_patients="'$(TEST_PATIENTS)'" -S split.val='$(VAL)'
+  -S split.test_sites="'$(TEST_SITES)'" -S split.test_patients="'$(TEST_PATIENTS)'" -S split.val='$(VAL)' \
+  -S split.name="'$(SPLIT)'" -S split.val_patients="'$(VAL_PATIENTS)'" -S split.folds='$(FOLDS)' -S split.fold='$(FOLD)' \
+  -S tile.size='$(SIZE)' -S tile.stride='$(STRIDE)' -S tile.edge='$(EDGE)'
 
-.PHONY: help setup setup-dev lab demo data train export test check lint readme lock clean
+.PHONY: help setup setup-dev lab demo data train remote export test bench check lint readme lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  data and train take SOURCE=sample|kaggle224|roi RAW=<folder> SCHEMA=kaggle3|bcss3|bcss5 MODELS=unet,unetr"
-	@echo "  BUDGET=smoke|full TEST_SITES=OL,LL TEST_PATIENTS=TCGA-A1-A0SK VAL=0.2 (VAL=0: no validation)"
+	@echo "  data and train take SOURCE=sample|kaggle224|kaggle512|roi|auto RAW=<folder or zip> SCHEMA=kaggle3|bcss3|bcss5"
+	@echo "  SIZE=224 STRIDE=0 EDGE=drop|shift|pad SPLIT=site|custom|patient-kfold|shipped FOLDS=5 FOLD=0 TEST_SITES=OL,LL TEST_PATIENTS=TCGA-A1-A0SK"
+	@echo "  VAL=0.2 (0: no validation) VAL_PATIENTS=; train also takes MODELS=unet,unetr BUDGET=smoke|full; remote takes BUCKET=gs://bucket/path"
 
 $(VENV)/.pipeline: requirements.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
@@ -45,21 +59,33 @@ lab: setup-dev ## open JupyterLab on the chapters, with this project's kernel
 	jupyter lab --notebook-dir=. nbs/index.ipynb
 
 demo: setup ## sample -> UNet and UNETR -> comparison, about 8 minutes on two cores
-	$(MAKE) --no-print-directory train SOURCE=sample RAW=data/raw/sample SCHEMA= MODELS=unet,unetr BUDGET=smoke TEST_SITES= TEST_PATIENTS= VAL=0.2
+	$(MAKE) --no-print-directory train SOURCE=sample RAW=data/raw/sample SCHEMA= MODELS=unet,unetr BUDGET=smoke
 
-data: setup ## make the sample, or check, pack and split the source you name
+data: setup ## make the sample, or fetch, check, pack and split the source you name
+	@$(source_known)
+	@case "$(SOURCE) $(RAW)" in \
+	  sample*|auto*) ;; \
+	  "$(SOURCE) $(OWN)") python -c 'from bcss_nb.download import main; main("$(SOURCE)", "$(RAW)")' && { [ -e "$(RAW).dvc" ] || dvc add -q "$(RAW)"; } ;; \
+	esac
 	@$(raw_there)
 	dvc exp run $(SET) prepare
+
+remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/path, then dvc push
+	@case "$(BUCKET)" in gs://?*) ;; *) echo "BUCKET must look like gs://bucket/path, got '$(BUCKET)'" >&2; exit 1;; esac
+	dvc remote add --force --default bucket "$(BUCKET)"
+	@echo "DVC now uses $(BUCKET). Log in with: gcloud auth application-default login; then dvc push, dvc pull. Commit .dvc/config to share it."
 
 train: setup ## the whole pipeline on the source you name, then the table
 	@$(raw_there)
 	dvc exp run $(SET) compare
 	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
 
+define source_known
+case "$(SOURCE)" in sample|kaggle224|kaggle512|roi|auto) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, kaggle512, roi, auto." >&2; exit 1;; esac
+endef
 define raw_there
-case "$(SOURCE)" in sample|kaggle224|roi) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, roi." >&2; exit 1;; esac; \
-if [ "$(SOURCE)" != sample ] && [ ! -e "$(RAW)" ]; then \
-  echo "The raw folder $(RAW) does not exist: give RAW=<folder that holds the $(SOURCE) release> (README, section Data)." >&2; exit 1; fi
+$(source_known); if [ "$(SOURCE)" != sample ] && [ ! -e "$(RAW)" ]; then \
+  echo "The raw folder $(RAW) does not exist: give RAW=<folder or zip that holds the release>, or fetch it with make data SOURCE=$(SOURCE) (README, section Data)." >&2; exit 1; fi
 endef
 
 export: setup-dev ## notebooks -> module, outputs cleaned of noise
@@ -69,6 +95,9 @@ export: setup-dev ## notebooks -> module, outputs cleaned of noise
 test: check lint ## every check: tree in step, ruff, notebooks, pytest with coverage
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
 	python -m pytest --cov --cov-report=term
+
+bench: setup-dev ## every benchmark; each prints a table and ends with one line of JSON
+	for b in bench/*.py; do python $$b || exit 1; done
 
 check: setup-dev ## is the module what the notebooks say, and are they clean?
 	@python tests/in_step.py

@@ -60,7 +60,7 @@ def compare_table(
     import pandas as pd
     cost = lambda r: {'parameters (M)': f"{r['parameters']/1e6:.2f}", 'GMACs': f"{r['gmacs']:.2f}", 'training (s)': f"{r['train_seconds']:.0f}"}
     dices = lambda r: {**{f'Dice {c}': v for c, v in r['dice'].items()}, 'mean Dice': r['dice_mean']}
-    rows = [dict(model=r['model'], **cost(r), **dices(r)) for r in records]
+    rows = [dict(model=r['model'] + ' (leaky split)'*bool(r.get('leak')), **cost(r), **dices(r)) for r in records]
     if baseline: rows.append(dict(model='colour only', **dices(baseline)))
     return pd.DataFrame(rows).set_index('model').fillna('')
 
@@ -129,7 +129,8 @@ def baseline_sentence(name:str, d:dict)->str:
 def sentences(result:dict)->list: # from `compare`
     "The comparison in words: verdict, distances from colour alone, and how the checkpoints were chosen."
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
-    return [result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()), f'Checkpoints: {notes}.']
+    leaks = sorted({r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')})
+    return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()), f'Checkpoints: {notes}.']
 
 def print_comparison(reports='reports'):
     "Print the table and the sentences of a finished comparison."

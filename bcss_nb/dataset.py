@@ -384,6 +384,13 @@ class TileSet:
         return np.flatnonzero(self.tiles.split == name)
 
     @property
+    def split(self)->str: # for instance 'site: the official hospitals'
+        "How the test part was chosen."
+        s = self.manifest['split']
+        how = {'site': 'the official hospitals', 'patient-kfold': f"fold {s['fold']} of {s['folds']}", 'shipped': "the release's own folders"}
+        return f"{s['name']}: {how.get(s['name'], ', '.join(s['test_sites'] + s['test_patients']))}"
+
+    @property
     def leak(self)->str: # '' when no patient stands in two parts
         "A warning to print beside every score of a leaky split."
         s = self.manifest['split']

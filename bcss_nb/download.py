@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'LOGIN', 'DownloadError', 'digest', 'receive', 'prove', 'fetch', 'get_kaggle', 'RoiServers', 'Roi',
-           'list_rois', 'read_sums', 'is_png', 'get_one_roi', 'get_roi', 'main']
+           'roi_name', 'list_rois', 'read_sums', 'files_of', 'agrees', 'is_whole', 'is_png', 'get_one_roi', 'get_roi',
+           'main']
 
 # %% ../nbs/01b_download.ipynb #0152f95d
 import csv, hashlib, os, shutil, sys, time
@@ -125,6 +126,11 @@ def _json(url):
     except (requests.RequestException, ValueError) as e: raise DownloadError(f'{url} gave no answer that can be used: {e}. Check the connection and run the same command again') from None
 
 # %% ../nbs/01b_download.ipynb #9638c51c
+def roi_name(row:dict)->tuple: # file name; dict of xmin, ymin, xmax, ymax in pixels of the slide
+    "What a row of the authors' table is called as a file."
+    box = {k: round(float(row[k])) for k in ('xmin', 'ymin', 'xmax', 'ymax')}
+    return f"{row['']}_xmin{box['xmin']}_ymin{box['ymin']}_MPP-{MPP:.4f}.png", box
+
 def list_rois(
     bounds:Path, # roiBounds.csv
     at:RoiServers,
@@ -134,10 +140,11 @@ def list_rois(
     md5 = {str(f['id']): f.get('computed_md5') or '' for f in _json(at.checksums).get('files', [])}
     rois = []
     for row in csv.DictReader(bounds.read_text().splitlines()):
-        slide, box = row[''], {k: round(float(row[k])) for k in ('xmin', 'ymin', 'xmax', 'ymax')}
+        name, box = roi_name(row)
+        slide = row['']
         if slide[:12] not in slides: raise DownloadError(f'{at.slides} has no slide of {slide}: is the server the one of the BCSS authors?')
         where = urlencode(dict(left=box['xmin'], top=box['ymin'], right=box['xmax'], bottom=box['ymax'], mm_x=MPP/1000, mm_y=MPP/1000, encoding='PNG'))
-        rois.append(Roi(f"{slide}_xmin{box['xmin']}_ymin{box['ymin']}_MPP-{MPP:.4f}.png", f"{at.slides}/item/{slides[slide[:12]]}/tiles/region?{where}",
+        rois.append(Roi(name, f"{at.slides}/item/{slides[slide[:12]]}/tiles/region?{where}",
                         row['mask_link'], md5.get(row['mask_link'].rsplit('/', 1)[-1], '')))
     return rois
 
@@ -146,6 +153,18 @@ def read_sums(out:Path)->dict: # file -> sha256
     "What `SHA256SUMS` says."
     file = out/'SHA256SUMS'
     return dict(reversed(line.split('  ', 1)) for line in file.read_text().splitlines()) if file.exists() else {}
+
+def files_of(name:str)->list: return [f'{folder}/{name}' for folder in ('images', 'masks')]
+
+def agrees(out:Path, files:list, sums:dict)->bool:
+    "Are the files there, with the checksums they had on arrival?"
+    return all((out/f).exists() and sums.get(f) == digest(out/f) for f in files)
+
+def is_whole(out:Path)->bool:
+    "Has everything in the authors' table arrived, and is it unchanged? Asks no server."
+    bounds = out/'roiBounds.csv'
+    names = [roi_name(row)[0] for row in csv.DictReader(bounds.read_text().splitlines())] if bounds.exists() else []
+    return bool(names) and agrees(out, [f for n in names for f in files_of(n)], read_sums(out))
 
 def is_png(path:Path):
     "Read a picture to its last line; raises when it is damaged."
@@ -168,11 +187,12 @@ def get_roi(
 )->Path:           # the folder, with images and masks; DownloadError when a region cannot be had
     "Download all regions; run again, it checks what is there and fetches what is not."
     out, lock = from_root(out), Lock()
+    if is_whole(out): return out
     rois, sums = list_rois(fetch(at.bounds, out/'roiBounds.csv', **kwargs), at), read_sums(out)
     with tqdm(unit='B', unit_scale=True, mininterval=2, desc=f'{len(rois)} regions') as bar, ThreadPoolExecutor(workers) as pool:
         def one(roi):
-            files = [f'{folder}/{roi.name}' for folder in ('images', 'masks')]
-            if all((out/f).exists() and sums.get(f) == digest(out/f) for f in files): return
+            files = files_of(roi.name)
+            if agrees(out, files, sums): return
             get_one_roi(roi, out, bar, **kwargs)
             with lock:
                 sums.update({f: digest(out/f) for f in files})

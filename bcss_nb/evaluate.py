@@ -40,10 +40,9 @@ def record(
     counts,       # (P, n, n) per patient
 )->dict:          # JSON-ready
     "The metrics file of one model."
-    pooled, classes, split = np.asarray(counts).sum(0), ts.schema.classes, ts.manifest['split']
+    pooled, classes = np.asarray(counts).sum(0), ts.schema.classes
     low, high = interval(mean_dice(resample(counts))) if len(patients) > 1 else (np.nan, np.nan)
-    held = split['test_sites'] + split['test_patients'] or ['the official hospitals']
-    return dict(model=about['model'], source=ts.manifest['source'], schema=ts.schema.name, split=f"{split['name']}: {', '.join(held)}", seed=about['seed'],
+    return dict(model=about['model'], source=ts.manifest['source'], schema=ts.schema.name, split=ts.split, leak=ts.leak, seed=about['seed'],
         patients=len(patients), tiles=int((ts.tiles.split == 'test').sum()), classes=list(classes), dice=named(dice(pooled), classes), iou=named(iou(pooled), classes),
         dice_mean=named([mean_dice(pooled)], ['m'])['m'], dice_mean_interval=list(named([low, high], ['low', 'high']).values()),
         accuracy=named([accuracy(pooled)], ['a'])['a'], test_patients=list(patients), selection=about['selection'])
@@ -53,7 +52,7 @@ def describe(r:dict)->str: # one sentence or two
     low, high = r['dice_mean_interval']
     doubt = f'95 % interval {low:.3f} to {high:.3f}' if low is not None else 'no interval: one patient cannot show how patients differ'
     return (f"{r['model']} on {r['patients']} held-out patient{'s'*(r['patients'] > 1)} ({r['tiles']} tiles, {r['source']}, {r['schema']}): mean Dice {r['dice_mean']:.3f} "
-            f"({doubt}), pixel accuracy {r['accuracy']:.3f}. Checkpoint: {r['selection']}.")
+            f"({doubt}), pixel accuracy {r['accuracy']:.3f}. Checkpoint: {r['selection']}." + f" {r['leak']}."*bool(r.get('leak')))
 
 # %% ../nbs/04_evaluate.ipynb #26bc0918
 def tile_accuracy(

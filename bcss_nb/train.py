@@ -72,7 +72,7 @@ def load_checkpoint(
     except Exception as e: raise ValueError(f'{path} is no readable checkpoint ({type(e).__name__}): train again') from e
     for what, want in (('model', model), ('schema', schema)):
         if want and about[what] != want: raise ValueError(f'{path} was trained for {what} {about[what]}, not {want}: choose the checkpoint that fits, or train again')
-    net = build_model(about['model'], len(get_schema(about['schema']).classes), about['size'])
+    net = build_model(about['model'], len(get_schema(about['schema']).classes), about['size'], about['tile'])
     net.load_state_dict(about.pop('state'))
     return net.eval(), about
 
@@ -128,8 +128,8 @@ class Trainer:
                           steps=self.steps, batch=batch, lr=lr, seed=seed, tile=ts.manifest['tile'], data=ts.manifest['id'])
         seed_everything(seed)
         self.fabric = Fabric(accelerator='auto', devices=1, precision=best_precision())
-        net = build_model(model, len(ts.schema.classes), b['size']).to(memory_format=torch.channels_last)
-        self.about.update(cost(net))
+        net = build_model(model, len(ts.schema.classes), b['size'], ts.manifest['tile']).to(memory_format=torch.channels_last)
+        self.about.update(cost(net, ts.manifest['tile']))
         opt, self.sched = make_optimizer(net, lr, self.steps)
         self.net, self.opt = self.fabric.setup(net, opt)
         self.loss, self.gen = DiceCELoss(), torch.Generator(self.fabric.device).manual_seed(seed)
