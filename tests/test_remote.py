@@ -2,7 +2,6 @@
 import os
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,13 @@ def clone(tmp_path):
 def bucket(monkeypatch):
     "An empty bucket on this machine."
     s = server.create_server('127.0.0.1', 0, in_memory=True, default_bucket='bcss')
+    s.start()
     httpd = s._api._httpd
     httpd.handle_error = lambda *args: None   # clients hang up early; nobody needs the traceback
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://127.0.0.1:{httpd.server_address[1]}')
     monkeypatch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
     yield 'gs://bcss/dvc'
-    httpd.shutdown()
+    s.stop()
 
 
 def run(command, cwd):
