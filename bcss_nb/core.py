@@ -81,6 +81,8 @@ def encode(
     schema:Schema,  # what the codes mean
 )->np.ndarray:      # same shape, uint8 class index or IGNORE; ValueError on a code the schema does not know
     "Look raw codes up in the schema."
+    top = int(raw.max(initial=0))
+    if (schema.table[:top + 1] == np.arange(top + 1)).all(): return raw
     label = np.take(np.where(schema.table < 0, _UNKNOWN, schema.table).astype(np.uint8), raw, mode='clip')
     if (label == _UNKNOWN).any():
         found = ', '.join(map(str, np.unique(raw[label == _UNKNOWN])[:8]))
