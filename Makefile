@@ -112,4 +112,4 @@ lock: setup-dev ## pin the whole environment again from settings.ini
 	python tests/lock.py
 
 clean: ## remove what runs made (not the environment, not raw data)
-	rm -rf runs reports/*.ipynb reports/*.json reports/*.csv reports/evaluation reports/figures data/processed data/smoke data/scratch
+	rm -rf runs reports/*.ipynb reports/*.json reports/*.csv reports/*.md reports/evaluation reports/figures data/processed data/smoke data/scratch*

@@ -99,7 +99,8 @@ def outliers(
     middle = shares.median()
     spread = (shares - middle).abs().median()
     z = .6745*(shares - middle)/spread.where(spread > 0)
-    return [(p, f'class shares: {shares.loc[p, c]:.0%} {c}, the median patient has {middle[c]:.0%}') for p, row in z.iterrows() for c in row.index[(row.abs() > OUTLIER) & ((shares.loc[p] - middle).abs() > FAR)]]
+    odd = (z.abs() > OUTLIER) & ((shares - middle).abs() > FAR)
+    return [(p, f'class shares: {shares.loc[p, c]:.0%} {c}, the median patient has {middle[c]:.0%}') for p, row in odd.iterrows() for c in row.index[row]]
 
 # %% ../nbs/01d_checks.ipynb #fa7e08f2
 def findings_table(
@@ -114,4 +115,5 @@ def summarise(
     "Count findings by reason; numbers and names in a reason are left out of the comparison."
     kind = findings.reason.str.replace(r'\d+(\.\d+)?( ?%)?|(TCGA|SYNT)-\S+|\(.*\)', '..', regex=True)
     found = findings.assign(kind=kind).groupby(['done', 'kind'], sort=False)
-    return found.agg(**{'how many': ('name', 'size'), 'for instance': ('name', 'first'), 'reason': ('reason', 'first')}).reset_index()[['done', 'how many', 'reason', 'for instance']]
+    table = found.agg(**{'how many': ('name', 'size'), 'reason': ('reason', 'first'), 'for instance': ('name', 'first')}).reset_index()
+    return table.drop(columns='kind')

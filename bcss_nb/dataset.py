@@ -180,6 +180,7 @@ def in_order(f, items, workers:int):
             while waiting: yield waiting.popleft().result()
         finally: pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/01_dataset.ipynb #b022cd4b
 def pack(
     pairs:pd.DataFrame, # the index
     folder:Path,        # receives images.npy and labels.npy
@@ -191,7 +192,8 @@ def pack(
     images, labels = NpyWriter(folder/'images.npy', (side, side, 3)), NpyWriter(folder/'labels.npy', (side, side))
     found, edges, seen = [], [], {}
     each = 16 if pairs.name.str.contains('_size').all() else 1
-    todo = in_order(lambda ps: [(p.name, *read_tiles(p, rules)) for p in ps], [list(pairs.iloc[i:i+each].itertuples(index=False)) for i in range(0, len(pairs), each)], workers or os.cpu_count())
+    read = lambda i: [(p.name, *read_tiles(p, rules)) for p in pairs.iloc[i:i+each].itertuples(index=False)]
+    todo = in_order(read, range(0, len(pairs), each), workers or os.cpu_count())
     for name, tiles, left in tqdm((t for ts in todo for t in ts), 'packing', len(pairs), mininterval=2):
         if left: edges.append((name, left))
         for record, x, y in tiles:
@@ -208,7 +210,7 @@ def _again(record, seen):
     seen[record['pixels']] = seen[record['tile']] = record['tile']
     return ''
 
-# %% ../nbs/01_dataset.ipynb #ca923ac7
+# %% ../nbs/01_dataset.ipynb #db5b4e53
 def near_duplicates(
     tiles:pd.DataFrame, # rows of the arrays: tile, split, print
     images:np.ndarray,  # (N, S, S, 3) uint8
@@ -231,7 +233,7 @@ def drop_rows(folder:Path, rows:list):
         for i in np.setdiff1d(np.arange(len(old)), rows): w.append(old[i])
         w.close(); os.replace(folder/f'{name}.new', folder/f'{name}.npy')
 
-# %% ../nbs/01_dataset.ipynb #e8921986
+# %% ../nbs/01_dataset.ipynb #aed6e027
 def replace_folder(tmp:Path, out:Path):
     "Put a finished folder in the place of another."
     old = out.with_name(f'.{out.name}.old')
@@ -252,7 +254,7 @@ def schema_for(src:Source, schema:str='')->Schema: # ValueError when they do not
         + (' or bcss5' if src.encoding == 'raw' else ', or source kaggle512 or roi for the raw codes'))
     return sch
 
-# %% ../nbs/01_dataset.ipynb #aed6e027
+# %% ../nbs/01_dataset.ipynb #cdd7517d
 def prepare(
     source:str='sample', # 'sample', 'kaggle224', 'kaggle512', 'roi' or 'auto'
     raw:str='',          # folder or zip of the source; empty: data/raw/<source>
@@ -281,11 +283,12 @@ def prepare(
         finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
-# %% ../nbs/01_dataset.ipynb #cdd7517d
+# %% ../nbs/01_dataset.ipynb #41180642
 def split_request(split:str='', test_sites:str='', test_patients:str='', val_patients:str='', folds:int=5, fold:int=0, val:float=.2, seed:int=42)->dict:
     "The split asked for, lists parsed."
     if split: pick(SPLITS, split, 'split')
-    return dict(name=split, test_sites=names_of(test_sites), test_patients=names_of(test_patients), val_patients=names_of(val_patients), folds=folds, fold=fold, val=val, seed=seed)
+    lists = dict(test_sites=names_of(test_sites), test_patients=names_of(test_patients), val_patients=names_of(val_patients))
+    return dict(name=split, **lists, folds=folds, fold=fold, val=val, seed=seed)
 
 def assign_parts(
     tiles:pd.DataFrame, # kept tiles
@@ -299,7 +302,7 @@ def assign_parts(
     if name != 'shipped': check_split(tiles)
     return tiles, dict(ask, name=name, leaky=bool(shared), shared_patients=len(shared))
 
-# %% ../nbs/01_dataset.ipynb #7d4a3999
+# %% ../nbs/01_dataset.ipynb #999809c5
 _COLUMNS = ['tile', 'patient', 'site', 'slide', 'roi_x', 'roi_y', 'row', 'col', 'shipped_split', 'split', 'checks']
 
 def combined(digests)->str: # hexadecimal
@@ -310,7 +313,8 @@ def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, left:list, 
     "Split the kept tiles; write tiles.parquet, findings.csv, quarantine.csv, manifest.json and data_card.md."
     bad = [(n, r, 'set aside') for n, r in lone.itertuples(index=False)] + [(t.tile, t.reason, 'set aside') for t in found.itertuples() if t.reason]
     if len(bad) == len(lone) + len(found):
-        raise ValueError(f'no usable tile in {about["source"]}: {len(bad)} found, all set aside. Most common reason: {pd.Series([b[1] for b in bad] or ["no file at all"]).mode()[0]}')
+        common = pd.Series([b[1] for b in bad] or ['no file at all']).mode()[0]
+        raise ValueError(f'no usable tile in {about["source"]}: {len(bad)} found, all set aside. Most common reason: {common}')
     tiles, split = assign_parts(found[found.reason == ''].reset_index(drop=True), split)
     aside, near = near_duplicates(tiles, np.load(folder/'images.npy', mmap_mode='r')) if about['deep'] else ([], [])
     drop_rows(folder, aside)
@@ -321,13 +325,13 @@ def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, left:list, 
     findings = findings_table(bad + near + odd + [(n, r, 'left out') for n, r in left])
     write_set(folder, tiles, findings, dict(about, split=split), len(found) + len(lone))
 
-# %% ../nbs/01_dataset.ipynb #999809c5
+# %% ../nbs/01_dataset.ipynb #454f3bde
 def class_shares(tiles:pd.DataFrame)->pd.DataFrame: # one row a patient, one column a class, 0 to 1
     "Class shares of the labelled area of each patient."
     areas = people_of(tiles).set_index('patient').filter(like='area_').rename(columns=lambda c: c[5:])
     return areas.div(areas.sum(axis=1).clip(lower=1), axis=0)
 
-# %% ../nbs/01_dataset.ipynb #454f3bde
+# %% ../nbs/01_dataset.ipynb #b79b8366
 def write_set(folder:Path, tiles:pd.DataFrame, findings:pd.DataFrame, about:dict, found:int):
     "Write the files beside the arrays; AssertionError if a tile got lost."
     aside = findings[findings.done == 'set aside']
@@ -342,33 +346,35 @@ def write_set(folder:Path, tiles:pd.DataFrame, findings:pd.DataFrame, about:dict
     (folder/'data_card.md').write_text(data_card(manifest, class_shares(tiles), tiles, findings))
     (folder/'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
 
-# %% ../nbs/01_dataset.ipynb #9bb67c3e
+# %% ../nbs/01_dataset.ipynb #df348a62
 _FAULTS = {
     'kaggle': '- Class 0 is "other" *and* everything nobody labelled (outside the annotated region, excluded): the authors call those pixels "don\'t care".\n'
               '- Some merged masks lost a class; tiles beside raw codes are checked, others cannot be.\n- The shipped folders `train`, `val`, `test` share patients.',
     'raw': '- Raw codes 0 (outside the region) and 7 (excluded) are ignored in loss and scores.\n- Boundaries were drawn by hand; neighbouring classes overlap by a few pixels.'}
+
+_WHOSE = ('Breast Cancer Semantic Segmentation (Amgad et al. 2019, doi:10.1093/bioinformatics/btz083). Labels CC0 1.0; pixels from TCGA, open access. Cite the paper.',
+          'Simulated by this project; no patient data.')
 
 def _markdown(table:pd.DataFrame)->str:
     "A DataFrame as a Markdown table."
     cells = [list(map(str, table.columns)), ['---']*table.shape[1], *table.astype(str).to_numpy().tolist()]
     return '\n'.join('| ' + ' | '.join(c.replace('|', '/') for c in row) + ' |' for row in cells)
 
-# %% ../nbs/01_dataset.ipynb #df348a62
+# %% ../nbs/01_dataset.ipynb #a2d07b80
 def data_card(m:dict, shares:pd.DataFrame, tiles:pd.DataFrame, findings:pd.DataFrame)->str: # Markdown
     "Describe a prepared set."
     src, s, c = SOURCES[m['source']], m['split'], m['counts']
-    whose = 'Simulated by this project; no patient data.' if src.name == 'sample' else ('Breast Cancer Semantic Segmentation (Amgad et al. 2019, doi:10.1093/bioinformatics/btz083). '
-        'Labels CC0 1.0; pixels from TCGA, open access. Cite the paper.')
-    parts = tiles.groupby('split').agg(tiles=('tile', 'size'), patients=('patient', 'nunique'), hospitals=('site', lambda v: ' '.join(sorted(set(v))))).reindex([p for p in ('train', 'val', 'test') if p in m['parts']])
+    parts = tiles.groupby('split').agg(tiles=('tile', 'size'), patients=('patient', 'nunique'), hospitals=('site', lambda v: ' '.join(sorted(set(v)))))
+    parts = parts.reindex([p for p in ('train', 'val', 'test') if p in m['parts']])
     area = shares.mean().mul(100).round(1).astype(str).add(' %').rename('mean share of a patient').rename_axis('class')
     leak = f' **Leaky: {s["shared_patients"]} patients stand in more than one part; scores on it say nothing about new patients.**'*s['leaky']
     full = f' The full release has {src.released:,} labelled pictures.'*bool(src.released)
-    return '\n\n'.join([f'# Data card: {m["source"]}, {m["schema"]}', whose,
+    return '\n\n'.join([f'# Data card: {m["source"]}, {m["schema"]}', _WHOSE[src.name == 'sample'],
         f'{c["found"]:,} pictures or tiles found, {c["kept"]:,} kept, {c["quarantined"]:,} set aside.{full} Tiles are {m["tile"]}x{m["tile"]} pixels at 0.25 µm per pixel.',
         f'## Parts\n\nSplit `{s["name"]}`: {SPLITS[s["name"]]}.{leak}', _markdown(parts.reset_index()), '## Classes', _markdown(area.reset_index()),
         '## Findings', _markdown(summarise(findings)) if len(findings) else 'None.', '## Known faults\n\n' + _FAULTS[src.encoding], f'Set `{m["id"][:16]}`.']) + '\n'
 
-# %% ../nbs/01_dataset.ipynb #546f12db
+# %% ../nbs/01_dataset.ipynb #1e782c31
 @dataclass
 class TileSet:
     "A prepared set: table, memory-mapped pixels (writing to them changes no file), schema and manifest."
@@ -395,6 +401,7 @@ class TileSet:
         s = self.manifest['split']
         return f"LEAKY split {s['name']}: {s['shared_patients']} patients stand in more than one part" if s['leaky'] else ''
 
+# %% ../nbs/01_dataset.ipynb #141d2fd2
 def load_set(
     folder:str|Path, # made by `prepare`
     verify=False,    # read every pixel and compare with the hashes of the manifest
@@ -411,13 +418,13 @@ def load_set(
     if not manifest['split']['leaky']: check_split(tiles)
     return TileSet(tiles, images, labels, get_schema(manifest['schema']), manifest)
 
-# %% ../nbs/01_dataset.ipynb #1e782c31
+# %% ../nbs/01_dataset.ipynb #50e67218
 def check_parts(ts:TileSet):
     "Raise ValueError when a set has nothing to train on or nothing to be judged by."
     for part in ('train', 'test'):
         if not len(ts.part(part)): raise ValueError(f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave both')
 
-# %% ../nbs/01_dataset.ipynb #500f25a3
+# %% ../nbs/01_dataset.ipynb #b67974df
 def smoke_set(
     out:str='data/smoke', # folder to make when it is not there
 )->str:                   # the same folder
@@ -427,7 +434,7 @@ def smoke_set(
         if not (folder/'manifest.json').exists(): prepare(out=out)
     return out
 
-# %% ../nbs/01_dataset.ipynb #b67974df
+# %% ../nbs/01_dataset.ipynb #cbf00b47
 def to_batch(
     ts:TileSet,
     rows:np.ndarray,   # (B,) row numbers
@@ -454,7 +461,7 @@ def batches(
     for i in range(0, max(1, len(rows)//batch)*batch, batch):
         yield augment(images, labels, rows[i:i+batch], gen, device, pool=pool, **kwargs)
 
-# %% ../nbs/01_dataset.ipynb #f7d2b232
+# %% ../nbs/01_dataset.ipynb #10bb1850
 def publish(folder:Path, reports:str):
     "Copy the findings and the data card of a set into a reports folder."
     for name, new in (('findings.csv', 'data_checks.csv'), ('data_card.md', 'data_card.md')):

@@ -123,7 +123,8 @@ class Roi:
 def _json(url):
     "Ask a server for JSON."
     try: r = requests.get(url, timeout=(10, 60)); r.raise_for_status(); return r.json()
-    except (requests.RequestException, ValueError) as e: raise DownloadError(f'{url} gave no answer that can be used: {e}. Check the connection and run the same command again') from None
+    except (requests.RequestException, ValueError) as e:
+        raise DownloadError(f'{url} gave no answer that can be used: {e}. Check the connection and run the same command again') from None
 
 # %% ../nbs/01b_download.ipynb #9638c51c
 def roi_name(row:dict)->tuple: # file name; dict of xmin, ymin, xmax, ymax in pixels of the slide

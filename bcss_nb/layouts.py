@@ -117,7 +117,8 @@ def find_root(
     if len(names) > 1: raise ValueError(f'{raw} holds more than one layout ({", ".join(names)}): say which with source (SOURCE=...)')
     if first: return first[0][2:]
     looked = '; '.join(f'{s.name}: ' + ' or '.join(', '.join(_needed(layout)) for layout in s.layouts) for s in wanted)
-    raise FileNotFoundError(f'raw folder {raw} {"holds none of the layouts" if raw.exists() else "does not exist"}; looked for {looked}. Give the folder (or zip) that holds them as raw')
+    state = 'holds none of the layouts' if raw.exists() else 'does not exist'
+    raise FileNotFoundError(f'raw folder {raw} {state}; looked for {looked}. Give the folder (or zip) that holds them as raw')
 
 # %% ../nbs/01c_layouts.ipynb #172dfbe1
 _JUNK = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}

@@ -125,7 +125,8 @@ def shipped_parts(
     tiles:pd.DataFrame, # columns patient, shipped_split
 )->np.ndarray:          # (n,) 'train' or 'test'; ValueError when the source ships no folders
     "Take the shipped folders as they are."
-    if not set(tiles.shipped_split) >= {'train', 'val'}: raise ValueError('split shipped needs the folders train and val of a Kaggle release; this source has none: use site, patient-kfold or custom')
+    if not set(tiles.shipped_split) >= {'train', 'val'}:
+        raise ValueError('split shipped needs the folders train and val of a Kaggle release; this source has none: use site, patient-kfold or custom')
     return np.where(tiles.shipped_split == 'val', 'test', 'train')
 
 def shared_patients(

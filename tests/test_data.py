@@ -154,7 +154,7 @@ def test_one_of_each_bad_file(kaggle, tmp_path):
 
 
 def test_copies_do_not_cross_parts(kaggle, tmp_path):
-    train, mask = kaggle/'BCSS/train', kaggle/'BCSS/train_mask'
+    train = kaggle/'BCSS/train'
     names = sorted(p.name for p in train.iterdir())
     one, test = (next(n for n in names if f'SYNT-{s}' in n) for s in ('H1', 'H5'))
     buffer = io.BytesIO(); Image.open(train/test).save(buffer, 'JPEG', quality=70)
