@@ -114,5 +114,6 @@ if __name__ == '__main__':
     for name, s in seconds.items(): print(f'{name:44} {n/s:8.0f} tiles/s {s/base:7.2f} x decoding')
     print('\naugmented training batches: flips, turns, stain, light')
     for name, r in rates.items(): print(f'{name:44} {r:8.0f} tiles/s {r/slow:7.2f} x CacheDataset')
-    print(json.dumps(dict(ours_tiles_s=round(rates['bcss_nb batches'], 1), cachedataset_tiles_s=round(slow, 1), ratio_cachedataset=round(rates['bcss_nb batches']/slow, 2),
-        prepare_over_decode=round(seconds['prepare: basic checks, packing']/base, 3), deep_over_decode=round(seconds['prepare: with deep checks']/base, 3), tiles=n, workers=a.workers)))
+    ours, over = rates['bcss_nb batches'], lambda name: round(seconds[name]/base, 3)
+    print(json.dumps(dict(ours_tiles_s=round(ours, 1), cachedataset_tiles_s=round(slow, 1), ratio_cachedataset=round(ours/slow, 2),
+        prepare_over_decode=over('prepare: basic checks, packing'), deep_over_decode=over('prepare: with deep checks'), tiles=n, workers=a.workers)))
