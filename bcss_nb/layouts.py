@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .core import Schema, encode, from_root, get_schema, pick
+from .core import Schema, encode, from_root, get_schema, pick, rgb_table, show_tiles
 from .sample import make_sample
 
 # %% ../nbs/01c_layouts.ipynb #9ffd0fbe

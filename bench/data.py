@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset
 from monai.transforms import (
-    Compose, EnsureChannelFirstd, LoadImaged, RandFlipd, RandomizableTransform, RandRotate90d, RandScaleIntensityd, RandShiftIntensityd, ScaleIntensityRanged,
+    Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    RandFlipd,
+    RandomizableTransform,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    ScaleIntensityRanged,
 )
 from PIL import Image
 
