@@ -5,6 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# dvc exp run stashes what params.yaml held, and a stash needs a name even where nobody has told Git theirs
+export GIT_AUTHOR_NAME := $(or $(GIT_AUTHOR_NAME),$(shell git config user.name),bcss_nb)
+export GIT_AUTHOR_EMAIL := $(or $(GIT_AUTHOR_EMAIL),$(shell git config user.email),bcss_nb@localhost)
+export GIT_COMMITTER_NAME := $(or $(GIT_COMMITTER_NAME),$(GIT_AUTHOR_NAME))
+export GIT_COMMITTER_EMAIL := $(or $(GIT_COMMITTER_EMAIL),$(GIT_AUTHOR_EMAIL))
 
 # One command, no file edited: make train SOURCE=kaggle224 RAW=<folder> MODELS=unet,unetr BUDGET=full
 ifdef RAW
