@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', 'checksum', 'describe', 'edge_left', 'cut_pair', 'read_tiles',
-           'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows', 'replace_folder', 'recover', 'schema_for',
-           'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables', 'class_shares', 'write_set',
-           'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set', 'to_batch', 'batches', 'publish']
+           'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows', 'replace_folder', 'recover', 'refuse',
+           'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables', 'class_shares',
+           'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set', 'to_batch', 'batches',
+           'publish']
 
 # %% ../nbs/01_dataset.ipynb #0c30dc9b
 import hashlib, io, json, os, shutil, zlib
@@ -197,17 +198,17 @@ def pack(
         if left: edges.append((name, left))
         for record, x, y in tiles:
             found.append(record)
-            if not record['reason']: record['reason'] = _again(record, seen)
+            if not record['reason']: record['reason'] = _again(record, seen, rules.strict)
             if not record['reason']: images.append(x); labels.append(y)
     images.close(); labels.close()
     return pd.DataFrame(found), edges
 
-def _again(record, seen):
+def _again(record, seen, strict):
     "Has this name or these pixels been packed already?"
-    if record['pixels'] in seen: return f'same pixels as {seen[record["pixels"]]}'
-    if record['tile'] in seen: return 'a second tile of this name'
-    seen[record['pixels']] = seen[record['tile']] = record['tile']
-    return ''
+    reason = f'same pixels as {seen[record["pixels"]]}' if record['pixels'] in seen else 'a second tile of this name' if record['tile'] in seen else ''
+    if reason and strict: raise BadTile(f'{record["tile"]}: {reason}')
+    if not reason: seen[record['pixels']] = seen[record['tile']] = record['tile']
+    return reason
 
 # %% ../nbs/01_dataset.ipynb #db5b4e53
 def near_duplicates(
@@ -246,6 +247,10 @@ def recover(out:Path):
     old = out.with_name(f'.{out.name}.old')
     if old.exists() and not out.exists(): os.replace(old, out)
 
+def refuse(root:Path, lone:pd.DataFrame):
+    "Raise BadTile for the first file without a partner; what a release ships unlabelled is no fault."
+    for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False): raise BadTile(f'{root}: {tile}: {reason}')
+
 def schema_for(src:Source, schema:str='')->Schema: # ValueError when they do not fit
     "The schema asked for, or the source's own; refuses one that cannot read its masks."
     sch = get_schema(schema or src.schema)
@@ -271,6 +276,7 @@ def prepare(
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
     sch, tmp = schema_for(src, schema), out.with_name(f'.{out.name}.tmp')
     pairs, lone = index_source(root, layout)
+    if strict: refuse(root, lone)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
         recover(out); shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()

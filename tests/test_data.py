@@ -66,6 +66,7 @@ def test_bad_file_is_set_aside_with_its_reason(raw, tmp_path, which, damage, rea
     aside = pd.read_csv(out/'quarantine.csv')
     assert len(aside) == 1 and reason in aside.reason[0] and aside.tile[0].startswith(bad.name[:20])
     assert load_set(out).manifest['counts'] == dict(found=12, kept=11, quarantined=1)
+    with pytest.raises(ValueError, match=bad.name[:20]): prepare('kaggle224', raw, tmp_path/'out', test_sites='OL', strict=True)
 
 
 def test_strict_names_the_file_and_keeps_the_old_set(raw, tmp_path):
@@ -88,6 +89,12 @@ def test_every_mask_wrong_says_so(raw, tmp_path):
     for p in (*(raw/'BCSS/train_mask').iterdir(), *(raw/'BCSS/val_mask').iterdir()): binary(p)
     with pytest.raises(ValueError, match='no usable tile.*code 255'): prepare('kaggle224', raw, tmp_path/'out')
     with pytest.raises(FileNotFoundError, match='does not exist'): prepare('kaggle224', tmp_path/'nowhere', tmp_path/'out')
+
+
+def test_strict_refuses_copies_too(raw, tmp_path):
+    for f in ('train', 'train_mask'): shutil.copy(raw/'BCSS'/f/image(raw).name, raw/'BCSS'/f/image(raw).name.replace('DX1', 'DX2'))
+    with pytest.raises(ValueError, match='DX2.*same pixels as'): prepare('kaggle224', raw, tmp_path/'out', test_sites='OL', strict=True)
+    assert load_set(prepare('kaggle224', raw, tmp_path/'out', test_sites='OL')).manifest['counts'] == dict(found=13, kept=12, quarantined=1)
 
 
 def test_no_patient_in_two_parts(raw, tmp_path):
