@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', 'checksum', 'describe', 'edge_left', 'cut_pair', 'read_tiles',
-           'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows', 'replace_folder', 'recover', 'refuse',
-           'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables', 'class_shares',
-           'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set', 'to_batch', 'batches',
-           'publish']
+           'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows', 'replace_folder', 'check_out', 'recover',
+           'refuse', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables',
+           'class_shares', 'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set', 'to_batch',
+           'batches', 'publish']
 
 # %% ../nbs/01_dataset.ipynb #0c30dc9b
 import hashlib, io, json, os, shutil, zlib
@@ -78,7 +78,7 @@ def check_tile(
 def check_codes(y:np.ndarray, place:dict, codes)->str: # '' or the reason
     "Does a merged mask contradict the raw codes of its place?"
     raw = codes.window(place, len(y))
-    known = raw >= 0
+    known = (raw >= 0) & (y != IGNORE)
     if not known.any(): return ''
     share, lost = disagreement(y[known], raw[known])
     return f'mask contradicts the raw codes on {share:.0%} of the pixels: {lost} missing' if share > CONTRADICTION else ''
@@ -233,7 +233,7 @@ def drop_rows(folder:Path, rows:list):
         for i in np.setdiff1d(np.arange(len(old)), rows): w.append(old[i])
         w.close(); os.replace(folder/f'{name}.new', folder/f'{name}.npy')
 
-# %% ../nbs/01_dataset.ipynb #aed6e027
+# %% ../nbs/01_dataset.ipynb #fa7d3c0f
 def replace_folder(tmp:Path, out:Path):
     "Put a finished folder in the place of another."
     old = out.with_name(f'.{out.name}.old')
@@ -241,6 +241,13 @@ def replace_folder(tmp:Path, out:Path):
     if out.exists(): os.replace(out, old)
     os.replace(tmp, out)
     shutil.rmtree(old, ignore_errors=True)
+
+def check_out(out:Path, raw:Path):
+    "Raise ValueError rather than replace what is no prepared set, or the raw data itself."
+    if out == raw or out in raw.parents or raw in out.parents:
+        raise ValueError(f'out ({out}) and raw ({raw}) lie in each other: preparing would replace the raw data; choose another out')
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out/'manifest.json').exists()):
+        raise ValueError(f'{out} exists and is no prepared set (no manifest.json): it is left alone; choose another out or move it away')
 
 def recover(out:Path):
     "Put an old set back that a killed `replace_folder` had moved away."
@@ -251,6 +258,7 @@ def refuse(root:Path, lone:pd.DataFrame):
     "Raise BadTile for the first file without a partner; what a release ships unlabelled is no fault."
     for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False): raise BadTile(f'{root}: {tile}: {reason}')
 
+# %% ../nbs/01_dataset.ipynb #c2f20cca
 def schema_for(src:Source, schema:str='')->Schema: # ValueError when they do not fit
     "The schema asked for, or the source's own; refuses one that cannot read its masks."
     sch = get_schema(schema or src.schema)
@@ -275,6 +283,7 @@ def prepare(
     raw, out, split = raw or pick(SOURCES, source, 'source').raw, from_root(out), split_request(**split)
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
     sch, tmp = schema_for(src, schema), out.with_name(f'.{out.name}.tmp')
+    check_out(out.resolve(), from_root(raw).resolve())
     pairs, lone = index_source(root, layout)
     if strict: refuse(root, lone)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +316,7 @@ def assign_parts(
     if name != 'shipped': check_split(tiles)
     return tiles, dict(ask, name=name, leaky=bool(shared), shared_patients=len(shared))
 
-# %% ../nbs/01_dataset.ipynb #999809c5
+# %% ../nbs/01_dataset.ipynb #dd30bdd3
 _COLUMNS = ['tile', 'patient', 'site', 'slide', 'roi_x', 'roi_y', 'row', 'col', 'shipped_split', 'split', 'checks']
 
 def combined(digests)->str: # hexadecimal
@@ -318,12 +327,15 @@ def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, left:list, 
     "Split the kept tiles; write tiles.parquet, findings.csv, quarantine.csv, manifest.json and data_card.md."
     bad = [(n, r, 'set aside') for n, r in lone.itertuples(index=False)] + [(t.tile, t.reason, 'set aside') for t in found.itertuples() if t.reason]
     if len(bad) == len(lone) + len(found):
-        common = pd.Series([b[1] for b in bad] or ['no file at all']).mode()[0]
+        faults = [b[1] for b in bad if not b[1].startswith('unlabelled')] or [b[1] for b in bad] or ['no file at all']
+        common = pd.Series(faults).mode()[0]
         raise ValueError(f'no usable tile in {about["source"]}: {len(bad)} found, all set aside. Most common reason: {common}')
     tiles, split = assign_parts(found[found.reason == ''].reset_index(drop=True), split)
+    before = tiles.split.unique()
     aside, near = near_duplicates(tiles, np.load(folder/'images.npy', mmap_mode='r')) if about['deep'] else ([], [])
     drop_rows(folder, aside)
     tiles = tiles.drop(index=aside).assign(checks='ok').reset_index(drop=True)
+    if empty := set(before) - set(tiles.split): raise ValueError(f'part {", ".join(sorted(empty))} lost every tile to near duplicates in another part ({near[0][0]} {near[0][1]})')
     flagged = {n: r for n, r, done in near if done == 'kept'}
     tiles['checks'] = tiles.tile.map(flagged).fillna('ok')
     odd = [(p, r, 'kept') for p, r in outliers(class_shares(tiles))] if about['deep'] else []

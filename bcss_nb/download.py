@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'LOGIN', 'DownloadError', 'digest', 'receive', 'prove', 'fetch', 'get_kaggle', 'RoiServers', 'Roi',
-           'roi_name', 'list_rois', 'read_sums', 'files_of', 'agrees', 'is_whole', 'is_png', 'get_one_roi', 'get_roi',
-           'main']
+           'roi_name', 'list_rois', 'read_sums', 'files_of', 'agrees', 'is_whole', 'read_bounds', 'is_png',
+           'get_one_roi', 'get_roi', 'main']
 
 # %% ../nbs/01b_download.ipynb #0152f95d
 import csv, hashlib, os, shutil, sys, time
@@ -108,7 +108,7 @@ def get_kaggle(
 class RoiServers:
     "Where the official release lives."
     bounds: str = 'https://raw.githubusercontent.com/PathologyDataScience/BCSS/master/meta/roiBounds.csv'
-    checksums: str = 'https://api.figshare.com/v2/articles/7193138' # MD5 of every mask
+    checksums: str = 'https://api.figshare.com/v2/articles/7193138/files?page_size=1000' # MD5 of every mask
     slides: str = 'https://demo.kitware.com/histomicstk/api/v1'     # slide server
     folder: str = '5bbdeba3e629140048d017bb'                        # its folder of BCSS slides
 
@@ -138,7 +138,7 @@ def list_rois(
 )->list:         # of Roi
     "Read the table, ask the slide server for its slides and the archive for its checksums."
     slides = {s['name'][:12]: s['_id'] for s in _json(f'{at.slides}/item?folderId={at.folder}&limit=0')}
-    md5 = {str(f['id']): f.get('computed_md5') or '' for f in _json(at.checksums).get('files', [])}
+    md5 = {str(f['id']): f.get('computed_md5') or '' for f in _json(at.checksums)}
     rois = []
     for row in csv.DictReader(bounds.read_text().splitlines()):
         name, box = roi_name(row)
@@ -149,7 +149,7 @@ def list_rois(
                         row['mask_link'], md5.get(row['mask_link'].rsplit('/', 1)[-1], '')))
     return rois
 
-# %% ../nbs/01b_download.ipynb #df39e52e
+# %% ../nbs/01b_download.ipynb #4b5b39ea
 def read_sums(out:Path)->dict: # file -> sha256
     "What `SHA256SUMS` says."
     file = out/'SHA256SUMS'
@@ -164,9 +164,18 @@ def agrees(out:Path, files:list, sums:dict)->bool:
 def is_whole(out:Path)->bool:
     "Has everything in the authors' table arrived, and is it unchanged? Asks no server."
     bounds = out/'roiBounds.csv'
-    names = [roi_name(row)[0] for row in csv.DictReader(bounds.read_text().splitlines())] if bounds.exists() else []
-    return bool(names) and agrees(out, [f for n in names for f in files_of(n)], read_sums(out))
+    try: names = read_bounds(bounds)
+    except (OSError, ValueError): return False
+    return agrees(out, [f for n in names for f in files_of(n)], read_sums(out))
 
+def read_bounds(path:Path)->list: # file names
+    "The regions of the authors' table; ValueError when it is something else."
+    try: names = [roi_name(row)[0] for row in csv.DictReader(path.read_text().splitlines())]
+    except (KeyError, TypeError) as e: raise ValueError(f'is no table of regions ({e})') from None
+    if not names: raise ValueError('is an empty table')
+    return names
+
+# %% ../nbs/01b_download.ipynb #cd7f0d1e
 def is_png(path:Path):
     "Read a picture to its last line; raises when it is damaged."
     with Image.open(path) as im: im.load()
@@ -189,7 +198,7 @@ def get_roi(
     "Download all regions; run again, it checks what is there and fetches what is not."
     out, lock = from_root(out), Lock()
     if is_whole(out): return out
-    rois, sums = list_rois(fetch(at.bounds, out/'roiBounds.csv', **kwargs), at), read_sums(out)
+    rois, sums = list_rois(fetch(at.bounds, out/'roiBounds.csv', check=read_bounds, **kwargs), at), read_sums(out)
     with tqdm(unit='B', unit_scale=True, mininterval=2, desc=f'{len(rois)} regions') as bar, ThreadPoolExecutor(workers) as pool:
         def one(roi):
             files = files_of(roi.name)
@@ -206,4 +215,4 @@ def get_roi(
 def main(source:str, raw:str=''):
     "Fetch what `make data` needs; a failure ends with its message and status 1."
     try: print(get_kaggle(raw or 'data/raw/kaggle') if source.startswith('kaggle') else get_roi(raw or 'data/raw/roi'))
-    except (DownloadError, ValueError) as e: sys.exit(f'{e}' if isinstance(e, DownloadError) else f'{e}\n{LOGIN}')
+    except (DownloadError, ValueError) as e: sys.exit(f'{e}' + f'\n{LOGIN}'*(isinstance(e, ValueError) and source.startswith('kaggle')))

@@ -7,7 +7,7 @@ __all__ = ['SOURCES', 'parse_name', 'BadTile', 'read_png', 'read_pair', 'Source'
            'RawCodes', 'find_codes']
 
 # %% ../nbs/01c_layouts.ipynb #7d387ba8
-import io, os, re, struct, zipfile
+import io, os, re, struct, zipfile, zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -45,13 +45,13 @@ def read_png(
 )->np.ndarray: # (H, W, 3) or (H, W) uint8; BadTile when it is anything else
     "Read a PNG of exactly the expected kind."
     try: data = path.read_bytes()
-    except (OSError, zipfile.BadZipFile) as e: raise BadTile(f'cannot be read ({e})') from None
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as e: raise BadTile(f'cannot be read ({e})') from None
     if data[:8] != b'\x89PNG\r\n\x1a\n': raise BadTile('is not a PNG file')
     if len(data) < 26: raise BadTile('is truncated')
     found = _KINDS.get(tuple(data[24:26]), f'PNG of bit depth {data[24]}, colour type {data[25]}')
     if found != kind: raise BadTile(f'is {found}, expected {kind}: convert it first')
     try: return np.asarray(Image.open(io.BytesIO(data)))
-    except (OSError, SyntaxError, ValueError, struct.error) as e: raise BadTile(f'is truncated or damaged ({e})') from None
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as e: raise BadTile(f'is truncated or damaged ({e})') from None
 
 # %% ../nbs/01c_layouts.ipynb #6dd2fda6
 def read_pair(
@@ -91,7 +91,7 @@ SOURCES = {s.name: s for s in (
 def _needed(layout): return [f for pair in layout.items() for f in pair if f and not f.endswith('test')]
 
 def places(raw:Path)->list: # [(depth, folder)]; folders inside a zip are zipfile.Path
-    "Where a layout may start: a folder, its parent, what lies below, and any zip in it."
+    "Where a layout may start: a folder, what lies below, and any zip in it."
     if raw.is_file():
         if not zipfile.is_zipfile(raw): raise ValueError(f'{raw} is a file but no zip: give a folder, or the zip as downloaded')
         z = zipfile.ZipFile(raw)
@@ -99,8 +99,8 @@ def places(raw:Path)->list: # [(depth, folder)]; folders inside a zip are zipfil
         return [(len(p.parts), zipfile.Path(z, f'{p}/' if p.parts else '')) for p in sorted(inside, key=lambda p: (len(p.parts), str(p)))]
     below = [(len(Path(d).relative_to(raw).parts), Path(d)) for d, names, _ in os.walk(raw)
              if names.sort() or len(Path(d).relative_to(raw).parts) < 4 or names.clear()]
-    zips = [(1 + depth, place) for file in sorted(raw.glob('*.zip')) for depth, place in places(file)]
-    return below[:1] + [(0, raw.parent)] + sorted(below[1:] + zips, key=lambda p: p[0])
+    zips = [(1 + depth, place) for file in sorted(raw.glob('*.zip')) if zipfile.is_zipfile(file) for depth, place in places(file)]
+    return sorted(below + zips, key=lambda p: p[0])
 
 # %% ../nbs/01c_layouts.ipynb #cba672ba
 def find_root(
@@ -110,8 +110,9 @@ def find_root(
     "Find a layout; `auto` takes the only one there."
     raw = from_root(raw)
     wanted = [s for s in SOURCES.values() if s.name != 'sample'] if source == 'auto' else [pick(SOURCES, source, 'source')]
-    found = [(depth, i, root, s, layout) for i, (depth, root) in enumerate(places(raw) if raw.exists() else ()) for s in wanted for layout in s.layouts
-             if all((root/f).is_dir() for f in _needed(layout))]
+    starts = [(depth, i, root, s, layout) for i, (depth, root) in enumerate(places(raw) if raw.exists() else ()) for s in wanted for layout in s.layouts]
+    inner = [(0, 0, raw.parent, s, layout) for s in wanted for layout in s.layouts if all(f.split('/')[0] == raw.name for f in _needed(layout))]
+    found = [start for start in starts + inner if all((start[2]/f).is_dir() for f in _needed(start[4]))]
     first = sorted(found, key=lambda f: f[:2])
     names = sorted({f[3].name for f in first if f[0] == first[0][0]})
     if len(names) > 1: raise ValueError(f'{raw} holds more than one layout ({", ".join(names)}): say which with source (SOURCE=...)')

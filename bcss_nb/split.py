@@ -23,7 +23,7 @@ def people_of(
     areas = [c for c in tiles.columns if c.startswith('area_')]
     return tiles.groupby(['patient', 'site'], as_index=False)[areas].sum() if areas else tiles[['patient', 'site']].drop_duplicates().sort_values('patient', ignore_index=True)
 
-# %% ../nbs/01e_split.ipynb #a50c03c4
+# %% ../nbs/01e_split.ipynb #699275e8
 OFFICIAL_TEST_SITES = {'TCGA': ('OL', 'LL', 'E2', 'EW', 'GM', 'S3'), 'SYNT': ('H5', 'H6')}  # project: hospitals
 
 def names_of(text:str)->list:
@@ -33,7 +33,8 @@ def names_of(text:str)->list:
 def _known(asked, there, what):
     "Every name asked for, or an error that lists what there is."
     missing = [a for a in asked if a not in set(there)]
-    if missing: raise ValueError(f'{what}: {", ".join(missing)} not in this data, which has {", ".join(sorted(set(there)))}')
+    has = ', '.join(sorted(set(there)))
+    if missing: raise ValueError(f'{what}: {", ".join(missing)} not in this data, which has {has} (patients without a usable tile are not counted)')
     return list(asked)
 
 def held_out(
@@ -105,6 +106,7 @@ def split_patients(
     test = patient_fold(people, folds, fold, seed) if name == 'patient-kfold' else held_out(people, test_sites, test_patients)
     rest = people[~people.patient.isin(test)]
     if rest.empty: raise ValueError('the training part is empty: every patient is in the test part; hold out fewer with test_sites or test_patients')
+    if twice := sorted(set(val_patients) & test): raise ValueError(f'val_patients: {", ".join(twice)} already in the test part; name others')
     drawn = set(_known(val_patients, rest.patient, 'val_patients')) or draw_validation(rest, max(1, round(val*len(rest))) if val else 0, seed)
     if len(drawn) >= len(rest): raise ValueError(f'the validation part would leave no training patient: {len(rest)} patient(s) remain beside the test part, too few '
         f'for val={val}. val=0 (VAL=0) switches validation off; the last checkpoint is then used, and the report says so')

@@ -231,6 +231,38 @@ def test_a_zip_is_read_as_it_is(kaggle, tmp_path, inside):
     with pytest.raises(ValueError, match='no zip'): prepare('kaggle224', tmp_path/'cut.zip', tmp_path/'x')
 
 
+def test_padding_contradicts_nothing(sample, tmp_path):
+    out = prepare('kaggle224', sample/'kaggle224', tmp_path/'out', cut=Cut(size=256, edge='pad'), **HOLD)
+    assert not pd.read_csv(out/'findings.csv').reason.str.contains('contradicts').any()
+
+
+def test_a_damaged_member_of_a_zip_is_set_aside(kaggle, tmp_path):
+    victim = sorted((kaggle/'BCSS/train').iterdir())[5]
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w', zipfile.ZIP_DEFLATED) as z:
+        for p in sorted(kaggle.rglob('*.png')): z.write(p, str(p.relative_to(kaggle)))
+        info = z.getinfo(str(victim.relative_to(kaggle)))
+    with open(tmp_path/'a.zip', 'r+b') as f: f.seek(info.header_offset + 30 + len(info.filename) + 50); f.write(bytes(3000))
+    aside = pd.read_csv(prepare('auto', tmp_path/'a.zip', tmp_path/'out', **HOLD)/'quarantine.csv')
+    assert aside[aside.tile == victim.name].reason.str.contains('image cannot be read').all() and (aside.tile == victim.name).sum() == 1
+
+
+def test_the_folder_named_is_the_folder_read(kaggle, tmp_path):
+    new = tmp_path/'kaggle224/new'
+    new.mkdir()
+    (new/'half.zip').write_bytes(b'PK')
+    with pytest.raises(FileNotFoundError, match='holds none of the layouts'): find_root(new, 'auto')
+    assert find_root(kaggle/'BCSS', 'auto')[0] == kaggle
+
+
+def test_nothing_but_a_prepared_set_is_replaced(kaggle, tmp_path):
+    mine = tmp_path/'mine'
+    mine.mkdir()
+    (mine/'thesis.txt').write_text('x')
+    for out in (mine, kaggle, tmp_path, kaggle/'BCSS/set'):
+        with pytest.raises(ValueError, match='choose another out'): prepare('kaggle224', kaggle, out, **HOLD)
+    assert (mine/'thesis.txt').exists() and (kaggle/'BCSS/train').exists()
+
+
 def test_edges_of_regions_follow_the_rule(sample, tmp_path):
     one = tmp_path/'roi'
     for f in ('rgbs_colorNormalized', 'masks'):

@@ -109,7 +109,7 @@ def release(server):
         server.files[f'/files/{i}'] = masks[i]
         rows.append(f"{s['name'][:12]}-DX1,{i},{i + 5},{i + 800},{i + 605},{server.url}/files/{i}")
     server.files.update({'/bounds': ('\n'.join([',xmin,ymin,xmax,ymax,mask_link', *rows]) + '\n').encode(), '/item': json.dumps(slides).encode(),
-        '/article': json.dumps(dict(files=[dict(id=i, computed_md5=hashlib.md5(m).hexdigest()) for i, m in enumerate(masks)])).encode()})
+        '/article': json.dumps([dict(id=i, computed_md5=hashlib.md5(m).hexdigest()) for i, m in enumerate(masks)]).encode()})
     return RoiServers(server.url + '/bounds', server.url + '/article', server.url, 'folder')
 
 
@@ -136,6 +136,14 @@ def test_an_interrupted_release_goes_on_and_a_damaged_one_is_mended(server, rele
     assert victim.read_bytes() == good
     server.files.clear()
     get_roi(out, release, tries=1)   # whole: nobody is asked
+
+
+def test_a_page_instead_of_the_table_is_no_table(server, release, tmp_path):
+    table = server.files['/bounds']
+    server.files['/bounds'] = b'<html>please log in to this network</html>'
+    with pytest.raises(DownloadError, match='no table of regions|empty table'): get_roi(tmp_path/'roi', release, tries=2, wait=.01)
+    server.files['/bounds'] = table
+    get_roi(tmp_path/'roi', release, wait=.01)
 
 
 @pytest.fixture
