@@ -280,6 +280,7 @@ def prepare(
 )->Path:                 # the folder; ValueError or FileNotFoundError leave an existing set as it was
     "Find, read, cut, check, pack and split one source."
     if source != 'auto': schema_for(pick(SOURCES, source, 'source'), schema)
+    elif not raw: raise ValueError('source auto looks at what raw holds: give raw (RAW=<folder or zip>)')
     raw, out, split = raw or pick(SOURCES, source, 'source').raw, from_root(out), split_request(**split)
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
     sch, tmp = schema_for(src, schema), out.with_name(f'.{out.name}.tmp')
