@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', 'checksum', 'describe', 'edge_left', 'cut_pair', 'read_tiles',
            'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows', 'replace_folder', 'check_out', 'recover',
-           'refuse', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables',
+           'refuse', 'raw_of', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables',
            'class_shares', 'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set', 'to_batch',
            'batches', 'publish']
 
@@ -259,6 +259,11 @@ def refuse(root:Path, lone:pd.DataFrame):
     for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False): raise BadTile(f'{root}: {tile}: {reason}')
 
 # %% ../nbs/01_dataset.ipynb #c2f20cca
+def raw_of(source:str)->str: # ValueError for 'auto', which has no place of its own
+    "Where a source lies when no folder is given."
+    if source == 'auto': raise ValueError('source auto looks at what raw holds: give raw (RAW=<folder or zip>)')
+    return pick(SOURCES, source, 'source').raw
+
 def schema_for(src:Source, schema:str='')->Schema: # ValueError when they do not fit
     "The schema asked for, or the source's own; refuses one that cannot read its masks."
     sch = get_schema(schema or src.schema)
@@ -280,8 +285,7 @@ def prepare(
 )->Path:                 # the folder; ValueError or FileNotFoundError leave an existing set as it was
     "Find, read, cut, check, pack and split one source."
     if source != 'auto': schema_for(pick(SOURCES, source, 'source'), schema)
-    elif not raw: raise ValueError('source auto looks at what raw holds: give raw (RAW=<folder or zip>)')
-    raw, out, split = raw or pick(SOURCES, source, 'source').raw, from_root(out), split_request(**split)
+    raw, out, split = raw or raw_of(source), from_root(out), split_request(**split)
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
     sch, tmp = schema_for(src, schema), out.with_name(f'.{out.name}.tmp')
     check_out(out.resolve(), from_root(raw).resolve())
