@@ -156,10 +156,10 @@ def seed_everything(
     "Seed Python, NumPy and PyTorch on every device."
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #e1400b31
+# %% ../nbs/00_core.ipynb #50fa069e
 for _f in (torch.exp, torch.log, torch.log1p, torch.expm1, torch.sqrt, torch.rsqrt, torch.tanh, torch.erf, torch.sigmoid): _f(torch.ones(8))
 
-# %% ../nbs/00_core.ipynb #f5705372
+# %% ../nbs/00_core.ipynb #d8fb922c
 @contextmanager
 def atomic(
     path:str|Path, # final name; its folder is created
@@ -171,6 +171,9 @@ def atomic(
         yield tmp
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try: os.fsync(folder)
+        finally: os.close(folder)
     finally: tmp.unlink(missing_ok=True)
 
 def write_json(path:str|Path, data:dict):
@@ -184,7 +187,7 @@ def locked(
     name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir())/f'bcss_nb_{os.getuid()}_{name}.lock')
 
-# %% ../nbs/00_core.ipynb #bed9a3e4
+# %% ../nbs/00_core.ipynb #835f8cd3
 def _assigned(source:str)->dict:
     "Names a cell assigns plain values to."
     return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}

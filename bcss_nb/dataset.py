@@ -7,7 +7,7 @@ __all__ = ['Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', 'checksum', 
            'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows', 'replace_folder', 'check_out', 'recover',
            'refuse', 'raw_of', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables',
            'class_shares', 'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set', 'to_batch',
-           'batches', 'publish']
+           'batches', 'fits', 'resident', 'Stream', 'publish']
 
 # %% ../nbs/01_dataset.ipynb #0c30dc9b
 import hashlib, io, json, os, shutil, zlib
@@ -233,7 +233,7 @@ def drop_rows(folder:Path, rows:list):
         for i in np.setdiff1d(np.arange(len(old)), rows): w.append(old[i])
         w.close(); os.replace(folder/f'{name}.new', folder/f'{name}.npy')
 
-# %% ../nbs/01_dataset.ipynb #fa7d3c0f
+# %% ../nbs/01_dataset.ipynb #aed6e027
 def replace_folder(tmp:Path, out:Path):
     "Put a finished folder in the place of another."
     old = out.with_name(f'.{out.name}.old')
@@ -258,7 +258,7 @@ def refuse(root:Path, lone:pd.DataFrame):
     "Raise BadTile for the first file without a partner; what a release ships unlabelled is no fault."
     for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False): raise BadTile(f'{root}: {tile}: {reason}')
 
-# %% ../nbs/01_dataset.ipynb #c2f20cca
+# %% ../nbs/01_dataset.ipynb #cdd7517d
 def raw_of(source:str)->str: # ValueError for 'auto', which has no place of its own
     "Where a source lies when no folder is given."
     if source == 'auto': raise ValueError('source auto looks at what raw holds: give raw (RAW=<folder or zip>)')
@@ -271,7 +271,7 @@ def schema_for(src:Source, schema:str='')->Schema: # ValueError when they do not
         + (' or bcss5' if src.encoding == 'raw' else ', or source kaggle512 or roi for the raw codes'))
     return sch
 
-# %% ../nbs/01_dataset.ipynb #cdd7517d
+# %% ../nbs/01_dataset.ipynb #41180642
 def prepare(
     source:str='sample', # 'sample', 'kaggle224', 'kaggle512', 'roi' or 'auto'
     raw:str='',          # folder or zip of the source; empty: data/raw/<source>
@@ -302,7 +302,7 @@ def prepare(
         finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
-# %% ../nbs/01_dataset.ipynb #41180642
+# %% ../nbs/01_dataset.ipynb #7d4a3999
 def split_request(split:str='', test_sites:str='', test_patients:str='', val_patients:str='', folds:int=5, fold:int=0, val:float=.2, seed:int=42)->dict:
     "The split asked for, lists parsed."
     if split: pick(SPLITS, split, 'split')
@@ -321,7 +321,7 @@ def assign_parts(
     if name != 'shipped': check_split(tiles)
     return tiles, dict(ask, name=name, leaky=bool(shared), shared_patients=len(shared))
 
-# %% ../nbs/01_dataset.ipynb #dd30bdd3
+# %% ../nbs/01_dataset.ipynb #454f3bde
 _COLUMNS = ['tile', 'patient', 'site', 'slide', 'roi_x', 'roi_y', 'row', 'col', 'shipped_split', 'split', 'checks']
 
 def combined(digests)->str: # hexadecimal
@@ -347,13 +347,13 @@ def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, left:list, 
     findings = findings_table(bad + near + odd + [(n, r, 'left out') for n, r in left])
     write_set(folder, tiles, findings, dict(about, split=split), len(found) + len(lone))
 
-# %% ../nbs/01_dataset.ipynb #454f3bde
+# %% ../nbs/01_dataset.ipynb #b79b8366
 def class_shares(tiles:pd.DataFrame)->pd.DataFrame: # one row a patient, one column a class, 0 to 1
     "Class shares of the labelled area of each patient."
     areas = people_of(tiles).set_index('patient').filter(like='area_').rename(columns=lambda c: c[5:])
     return areas.div(areas.sum(axis=1).clip(lower=1), axis=0)
 
-# %% ../nbs/01_dataset.ipynb #b79b8366
+# %% ../nbs/01_dataset.ipynb #9bb67c3e
 def write_set(folder:Path, tiles:pd.DataFrame, findings:pd.DataFrame, about:dict, found:int):
     "Write the files beside the arrays; AssertionError if a tile got lost."
     aside = findings[findings.done == 'set aside']
@@ -368,7 +368,7 @@ def write_set(folder:Path, tiles:pd.DataFrame, findings:pd.DataFrame, about:dict
     (folder/'data_card.md').write_text(data_card(manifest, class_shares(tiles), tiles, findings))
     (folder/'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
 
-# %% ../nbs/01_dataset.ipynb #df348a62
+# %% ../nbs/01_dataset.ipynb #a2d07b80
 _FAULTS = {
     'kaggle': '- Class 0 is "other" *and* everything nobody labelled (outside the annotated region, excluded): the authors call those pixels "don\'t care".\n'
               '- Some merged masks lost a class; tiles beside raw codes are checked, others cannot be.\n- The shipped folders `train`, `val`, `test` share patients.',
@@ -382,7 +382,7 @@ def _markdown(table:pd.DataFrame)->str:
     cells = [list(map(str, table.columns)), ['---']*table.shape[1], *table.astype(str).to_numpy().tolist()]
     return '\n'.join('| ' + ' | '.join(c.replace('|', '/') for c in row) + ' |' for row in cells)
 
-# %% ../nbs/01_dataset.ipynb #a2d07b80
+# %% ../nbs/01_dataset.ipynb #108e6458
 def data_card(m:dict, shares:pd.DataFrame, tiles:pd.DataFrame, findings:pd.DataFrame)->str: # Markdown
     "Describe a prepared set."
     src, s, c = SOURCES[m['source']], m['split'], m['counts']
@@ -396,7 +396,7 @@ def data_card(m:dict, shares:pd.DataFrame, tiles:pd.DataFrame, findings:pd.DataF
         f'## Parts\n\nSplit `{s["name"]}`: {SPLITS[s["name"]]}.{leak}', _markdown(parts.reset_index()), '## Classes', _markdown(area.reset_index()),
         '## Findings', _markdown(summarise(findings)) if len(findings) else 'None.', '## Known faults\n\n' + _FAULTS[src.encoding], f'Set `{m["id"][:16]}`.']) + '\n'
 
-# %% ../nbs/01_dataset.ipynb #1e782c31
+# %% ../nbs/01_dataset.ipynb #141d2fd2
 @dataclass
 class TileSet:
     "A prepared set: table, memory-mapped pixels (writing to them changes no file), schema and manifest."
@@ -423,7 +423,7 @@ class TileSet:
         s = self.manifest['split']
         return f"LEAKY split {s['name']}: {s['shared_patients']} patients stand in more than one part" if s['leaky'] else ''
 
-# %% ../nbs/01_dataset.ipynb #141d2fd2
+# %% ../nbs/01_dataset.ipynb #50e67218
 def load_set(
     folder:str|Path, # made by `prepare`
     verify=False,    # read every pixel and compare with the hashes of the manifest
@@ -440,13 +440,13 @@ def load_set(
     if not manifest['split']['leaky']: check_split(tiles)
     return TileSet(tiles, images, labels, get_schema(manifest['schema']), manifest)
 
-# %% ../nbs/01_dataset.ipynb #50e67218
+# %% ../nbs/01_dataset.ipynb #33fa9a78
 def check_parts(ts:TileSet):
     "Raise ValueError when a set has nothing to train on or nothing to be judged by."
     for part in ('train', 'test'):
         if not len(ts.part(part)): raise ValueError(f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave both')
 
-# %% ../nbs/01_dataset.ipynb #b67974df
+# %% ../nbs/01_dataset.ipynb #e62ebdef
 def smoke_set(
     out:str='data/smoke', # folder to make when it is not there
 )->str:                   # the same folder
@@ -456,7 +456,7 @@ def smoke_set(
         if not (folder/'manifest.json').exists(): prepare(out=out)
     return out
 
-# %% ../nbs/01_dataset.ipynb #cbf00b47
+# %% ../nbs/01_dataset.ipynb #f7d2b232
 def to_batch(
     ts:TileSet,
     rows:np.ndarray,   # (B,) row numbers
@@ -468,22 +468,56 @@ def to_batch(
 
 def batches(
     ts:TileSet,
-    rows:np.ndarray,     # row numbers, for instance `ts.part('train')`
+    rows:np.ndarray,     # row numbers, for instance `ts.part('val')`
     batch:int=16,        # tiles
     device='cpu',
-    gen:torch.Generator=None, # given: shuffle and augment, dropping what does not fill a batch
-    **kwargs,            # for `augment`
 ):
-    "Yield (x, y) batches of one pass over some tiles."
-    if gen is None:
-        for i in range(0, len(rows), batch): yield to_batch(ts, rows[i:i+batch], device)
-        return
-    images, labels = torch.from_numpy(ts.images), torch.from_numpy(ts.labels)
-    rows, pool = rows[torch.randperm(len(rows), generator=gen, device=gen.device).cpu().numpy()].tolist(), []
-    for i in range(0, max(1, len(rows)//batch)*batch, batch):
-        yield augment(images, labels, rows[i:i+batch], gen, device, pool=pool, **kwargs)
+    "Yield (x, y) batches of one pass over some tiles, as they are."
+    for i in range(0, len(rows), batch): yield to_batch(ts, rows[i:i+batch], device)
 
 # %% ../nbs/01_dataset.ipynb #10bb1850
+def fits(need:int, free:int)->bool: # bytes
+    "Half of the free memory may go to the set; the rest is for the net. Say so when it is not enough."
+    if need <= free/2: return True
+    print(f'the set needs {need/2**30:.1f} GiB and the device has {free/2**30:.1f} GiB free: tiles stay memory-mapped and travel batch by batch, which is slower')
+    return False
+
+def resident(ts:TileSet, device='cpu')->tuple: # images and labels, uint8 tensors as in the set
+    "The pixels on the device, or memory-mapped where there is no device or no room."
+    arrays, device = [torch.from_numpy(a) for a in (ts.images, ts.labels)], torch.device(device)
+    if device.type != 'cuda' or not fits(sum(a.nbytes for a in arrays), torch.cuda.mem_get_info(device)[0]): return arrays
+    return [a.to(device) for a in arrays]
+
+# %% ../nbs/01_dataset.ipynb #862a6125
+class Stream:
+    "Endless training batches."
+    def __init__(self,
+        ts:TileSet,
+        rows,           # (n,) row numbers
+        batch:int=8,    # tiles of all processes together; never more than n
+        seed=0,
+        device='cpu',
+        mine=slice(None), # the part of each batch this process fetches
+        **kwargs,       # for `augment`
+    ):
+        self.images, self.labels = resident(ts, device)
+        self.rows, self.batch, self.device, self.mine, self.kwargs, self.pool = torch.as_tensor(rows), min(batch, len(rows)), device, mine, kwargs, []
+        self.gen, self.order, self.at = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long), 0
+
+    def __iter__(self): return self
+
+    def __next__(self)->tuple: # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
+        "The next batch; what does not fill a batch at the end of a pass waits for a later one."
+        if self.at + self.batch > len(self.order): self.order, self.at = self.rows[torch.randperm(len(self.rows), generator=self.gen)], 0
+        self.at += self.batch
+        rows = self.order[self.at - self.batch:self.at].tolist()
+        return augment(self.images, self.labels, rows, self.gen, self.device, mine=self.mine, pool=self.pool, **self.kwargs)
+
+    def state_dict(self)->dict: return dict(order=self.order, at=self.at, gen=self.gen.get_state())
+
+    def load_state_dict(self, state:dict): self.order, self.at = state['order'], state['at']; self.gen.set_state(state['gen'])
+
+# %% ../nbs/01_dataset.ipynb #ac718768
 def publish(folder:Path, reports:str):
     "Copy the findings and the data card of a set into a reports folder."
     for name, new in (('findings.csv', 'data_checks.csv'), ('data_card.md', 'data_card.md')):

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .checkpoint import load_checkpoint
 from .core import IGNORE, atomic, check_parameters, from_root, locked, overlay, show_tiles, write_json
 from .dataset import TileSet, load_set, smoke_set
 from .metrics import accuracy, confusion_by_patient, dice, interval, iou, mean_dice, named, resample, show_confusion
-from .train import Trainer, fit, load_checkpoint, predict
+from .train import Trainer, fit, predict
 
 # %% ../nbs/04_evaluate.ipynb #28bb4cc9
 def any_run(
@@ -29,7 +30,7 @@ def any_run(
         with locked(out):
             record = json.loads((out/'train.json').read_text()) if (out/'train.json').exists() else {}
             if record.get('data') == ts.manifest['id']: return out
-            if out.parent.name == 'smoke': write_json(out/'train.json', fit(Trainer(ts, model, steps=steps, batch=batch), out))
+            if out.parent.name == 'smoke': write_json(out/'train.json', fit(Trainer(ts, model, steps=steps, batch=batch), out, resume='no'))
     return out
 
 # %% ../nbs/04_evaluate.ipynb #47a878ca

@@ -30,7 +30,7 @@ class _SharedPReLU(torch.autograd.Function):
     def backward(ctx, grad):
         x, slope = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        return torch.ops.aten.leaky_relu_backward(grad, x, float(slope), False), (grad*x.clamp(max=0)).sum(dtype=torch.float32).view_as(slope)
+        return torch.ops.aten.leaky_relu_backward(grad, x, float(slope), False), (grad*x.clamp(max=0)).sum(dtype=slope.dtype).view_as(slope)
 
 class SharedPReLU(nn.PReLU):
     "PReLU with one slope (He et al. 2015), quick to train on a CPU."
@@ -65,7 +65,7 @@ class Encoder(ViT):
         super().__init__(3, (tile, tile), (16, 16), hidden, mlp, 12, heads, spatial_dims=2, qkv_bias=True)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden))
         for i, block in enumerate(self.blocks):
-            block.attn.use_flash_attention = True
+            block.attn.use_flash_attention, block.norm_cross_attn = True, nn.Identity()
             for branch in (block.attn, block.mlp):
                 branch.drop_path = DropPath(drop_path*i/11)
                 branch.register_forward_hook(lambda branch, args, out: branch.drop_path(out))

@@ -9,6 +9,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from PIL import Image
 
 from bcss_nb.augment import draw_colour
 from bcss_nb.core import get_schema
-from bcss_nb.dataset import Rules, batches, load_set, pack, prepare
+from bcss_nb.dataset import Rules, Stream, load_set, pack, prepare
 from bcss_nb.layouts import find_root, index_source
 from bcss_nb.sample import make_sample
 
@@ -107,8 +108,8 @@ if __name__ == '__main__':
         seconds['prepare: the same, to the temporary folder'] = best(lambda d: pack(pairs, d, rules(True), a.workers), a.repeat, None)
         ts = load_set(prepare('sample', raw, home/'set', val=0.))
         rows = ts.part('train')
-        gen = torch.Generator().manual_seed(0)
-        rates = {'bcss_nb batches': drain(lambda: batches(ts, rows, a.batch, gen=gen), 10_000, a.batch)}
+        stream = Stream(ts, rows, a.batch)
+        rates = {'bcss_nb batches': drain(lambda: islice(stream, len(rows)//a.batch), 10_000, a.batch)}
         files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
         data = [files[t] for t in ts.tiles.tile[rows]]
         kw = dict(batch_size=a.batch, shuffle=True, num_workers=a.workers, drop_last=True, persistent_workers=True)

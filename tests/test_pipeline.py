@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from bcss_nb.checkpoint import load_checkpoint, read_checkpoint
 from bcss_nb.core import IGNORE
 from bcss_nb.dataset import load_set, smoke_set
 from bcss_nb.evaluate import any_run
 from bcss_nb.metrics import DiceCELoss
 from bcss_nb.models import build_model
-from bcss_nb.train import Trainer, fit, load_checkpoint, tracker
+from bcss_nb.train import Trainer, fit, tracker
 
 ROOT = Path(__file__).parent.parent
 PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '04_evaluate', '05_compare', '00a_eda']
@@ -58,7 +59,7 @@ def test_without_validation_the_last_checkpoint_is_used_and_said(tmp_path):
 def test_same_seed_same_weights(tmp_path):
     ts = load_set(smoke_set())
     for name in ('a', 'b'): fit(Trainer(ts, 'unet', steps=3, batch=2, seed=5), tmp_path/name)
-    a, b = (load_checkpoint(tmp_path/n/'last.pt')[0].state_dict() for n in ('a', 'b'))
+    a, b = (read_checkpoint(tmp_path/n/'last.pt')['net'] for n in ('a', 'b'))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -83,10 +84,10 @@ def test_training_refuses_a_set_without_a_test_part():
 
 def test_offline_tracking_needs_no_account(tmp_path, monkeypatch):
     monkeypatch.delenv('WANDB_API_KEY', raising=False)
-    with tracker(tmp_path/'unet', 'offline', dict(model='unet')) as log: log(1, loss=.5)
+    with tracker(tmp_path/'unet', 'offline', dict(preset='unet-s', seed=1)) as log: log(1, loss=.5)
     assert list(tmp_path.glob('wandb/offline-run-*/run-*.wandb')) and json.loads((tmp_path/'unet/live/metrics.json').read_text())['loss'] == .5
     with pytest.raises(ValueError, match='choose one of disabled, offline, online'):
-        with tracker(tmp_path, 'nope', dict(model='unet')): pass
+        with tracker(tmp_path, 'nope', dict(preset='unet-s', seed=1)): pass
 
 
 def test_train_alone_finishes_in_under_a_minute(tmp_path):

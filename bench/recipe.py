@@ -1,0 +1,128 @@
+"""What each part of the training recipe brings: UNet-S, three seeds, on the sample's held-out hospitals and on real patients.
+
+    python bench/recipe.py sample   # choose: every variant, equal steps
+    python bench/recipe.py real     # the same variants on real tiles: train TCGA-A2-A0D2, test TCGA-A1-A0SK
+    python bench/recipe.py confirm  # the chosen recipe against the stock loop, four minutes each, on real patients
+
+The real tiles are found through BCSS_REAL (default ../shared/data). Rows are appended to reports/bench/recipe.csv; the last line is JSON."""
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.networks.nets import UNet
+from PIL import Image
+
+from bcss_nb.core import seed_everything
+from bcss_nb.dataset import TileSet, load_set, prepare, smoke_set
+from bcss_nb.metrics import confusion, dice
+from bcss_nb.train import Trainer, predict, progress, tick, train_step
+
+REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
+OUT = Path('reports/bench/recipe.csv')
+VARIANTS = {'recipe': {}, 'no turns': dict(turn=False), 'no stain': dict(stain=0.), 'no light': dict(light=0.), 'neither': dict(stain=0., light=0.),
+    'stain 0.4': dict(stain=.4), 'light 0.4': dict(light=.4), 'cross-entropy alone': dict(loss='ce'), 'focal': dict(loss='dice_focal'),
+    'weighted classes': dict(weighted=True), 'averaged weights': dict(ema=.98), 'CutMix 0.5': dict(mix=.5), 'rate x 2': dict(lr=3e-3)}
+
+
+def real_set(folder):
+    "Real tiles: one patient to train on, another to test."
+    return load_set(prepare('kaggle224', REAL/'kaggle224'/'BCSS', folder, test_patients='TCGA-A1-A0SK', val=0.))
+
+
+def third_patient():
+    "128 tiles of a patient in another stain, with tumour marked: images, masks (1 is tumour)."
+    files = sorted((REAL/'tumor_only'/'images').glob('*'))
+    masks = [next((REAL/'tumor_only'/'masks').glob(f.stem + '.*')) for f in files]
+    return np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files]), np.stack([np.asarray(Image.open(f)) for f in masks])
+
+
+def trained(ts, seed, turn=True, **config):
+    "A net after the steps or minutes of a config, without validation."
+    t = Trainer(ts, 'unet-s', seed=seed, **config)
+    t.stream.kwargs['turn'] = turn
+    t.clock = time.time()
+    while progress(t) < 1:
+        train_step(t)
+        tick(t)
+    return t.ema.module if t.ema else t.raw, t.step
+
+
+def stock(ts, seed, epochs=30, batch=15):
+    "The loop that FACTS of the field give as baseline: MONAI's UNet in float32, cross-entropy, one-cycle AdamW, turns and RGB gain and offset tile by tile."
+    seed_everything(seed)
+    draw, net = np.random.default_rng(seed), UNet(2, 3, len(ts.schema.classes), (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm='batch')
+    rows = ts.part('train')
+    opt = torch.optim.AdamW(net.parameters())
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=epochs*(len(rows)//batch))
+    for _ in range(epochs):
+        for some in draw.permutation(rows)[:len(rows)//batch*batch].reshape(-1, batch):
+            xs, ys = [], []
+            for row in some:
+                x, y, k = ts.images[row]/np.float32(255), ts.labels[row], draw.integers(4)
+                x, y = np.rot90(x, k), np.rot90(y, k)
+                if draw.random() < .5: x, y = x[:, ::-1], y[:, ::-1]
+                x = x*draw.uniform(.8, 1.2, 3).astype(np.float32) + draw.uniform(-.1, .1, 3).astype(np.float32)
+                xs.append(x.clip(0, 1).transpose(2, 0, 1))
+                ys.append(y.copy())
+            loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(np.stack(xs))), torch.from_numpy(np.stack(ys)).long())
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            sched.step()
+    return net, epochs*(len(rows)//batch)
+
+
+def judge(net, ts):
+    "Dice of each class on the test part."
+    rows = ts.part('test')
+    return dict(zip(ts.schema.classes, dice(confusion(torch.from_numpy(ts.labels[rows]), predict(net, ts, rows), len(ts.schema.classes)).numpy()).tolist()))
+
+
+def record(data, variant, seed, made, ts, third=None):
+    "Score a net and append a row."
+    start = time.time()
+    net, steps = made()
+    net.eval()
+    row = dict(data=data, variant=variant, seed=seed, steps=steps, seconds=round(time.time() - start), **{k: round(v, 4) for k, v in judge(net, ts).items()})
+    row['mean'] = round(float(np.nanmean([row[c] for c in ts.schema.classes])), 4)
+    row['tumor_stroma'] = round((row['tumor'] + row['stroma'])/2, 4)
+    if third: row['third_tumor'] = round(float(dice(confusion(torch.from_numpy(third[1]), (predict(net, TileSet(ts.tiles, *third, ts.schema, ts.manifest), np.arange(len(third[0]))) == 1).byte(), 2).numpy())[1]), 4)
+    old = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame()
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    pd.concat([old, pd.DataFrame([row])]).to_csv(OUT, index=False)
+    print(row, flush=True)
+
+
+def chosen():
+    "The recipe as params.yaml and Config have it: nothing to add."
+    return {}
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', nargs='?', default='sample', choices=['sample', 'real', 'confirm'])
+    p.add_argument('--variants', default='', help='comma-separated; empty: all')
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--steps', type=int, default=300, help='of sample and real')
+    p.add_argument('--minutes', type=float, default=4., help='of confirm')
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as d:
+        ts = load_set(smoke_set()) if a.what == 'sample' else real_set(d)
+        third = None if a.what == 'sample' else third_patient()
+        for seed in range(a.seeds):
+            if a.what == 'confirm':
+                record('confirm', 'stock', seed, lambda: stock(ts, seed), ts, third)
+                record('confirm', 'recipe', seed, lambda: trained(ts, seed, minutes=a.minutes), ts, third)
+            else:
+                for name in a.variants.split(',') if a.variants else VARIANTS:
+                    record(a.what, name, seed, lambda: trained(ts, seed, steps=a.steps, **VARIANTS[name]), ts, third)
+    t = pd.read_csv(OUT)
+    t = t[t.data == a.what].groupby('variant')[['mean', 'tumor_stroma', *(['third_tumor'] if third else [])]].mean().round(3)
+    print(t.to_string())
+    print(json.dumps(t.to_dict('index')))

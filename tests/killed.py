@@ -1,0 +1,96 @@
+"""Kill a training run again and again, and see that it ends with the bits of one that nobody touched.
+
+    python tests/killed.py FOLDER KILLS '{"model": "unet", "steps": 8}'
+
+Each run is its own process, forked before PyTorch has computed anything, and dies by SIGKILL: at a random moment, or while it writes a checkpoint."""
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bcss_nb import checkpoint
+from bcss_nb.dataset import load_set, smoke_set
+from bcss_nb.train import Trainer, fit
+
+REAL_SAVE, REAL_REPLACE, THREADS = torch.save, os.replace, torch.get_num_threads()
+torch.set_num_threads(1)  # a process whose threads have started cannot be forked safely; each child starts its own
+
+
+def die_while_saving(how, turn):
+    "Let the nth write of a checkpoint end in the middle of the file, before its renaming, or right after it."
+    count = [0]
+
+    def half(what, file):
+        data = io.BytesIO()
+        REAL_SAVE(what, data)
+        count[0] += 1
+        if how == 'half' and count[0] == turn:
+            file.write(data.getvalue()[:len(data.getvalue())//2])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        file.write(data.getvalue())
+
+    def replace(a, b):
+        if how == 'before' and count[0] == turn: os.kill(os.getpid(), signal.SIGKILL)
+        REAL_REPLACE(a, b)
+        if how == 'after' and count[0] == turn: os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.torch.save, os.replace = half, replace
+
+
+def start(out, config, how=None, turn=0):
+    "Fork a run; its process id."
+    pid = os.fork()
+    if pid: return pid
+    torch.set_num_threads(THREADS)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if how: die_while_saving(how, turn)
+    fit(Trainer(load_set(smoke_set()), **config), out, save_minutes=0)
+    os._exit(0)
+
+
+def whole(out):
+    "Every checkpoint of a folder can be read."
+    for file in out.glob('*.pt'): checkpoint.read_checkpoint(file)
+
+
+def same(a, b):
+    "Two checkpoints agree bit for bit, times and machines aside."
+    if torch.is_tensor(a): return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ('tiles_s', 'spent', 'train_seconds', 'peak_memory_gib'))
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def finish(out, config):
+    "Let a run come to its end."
+    _, status = os.waitpid(start(out, config), 0)
+    assert status == 0, f'a run that went on failed with status {status}'
+
+
+if __name__ == '__main__':
+    folder, kills, config = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    draw, done = random.Random(0), dict(random=0, half=0, before=0, after=0)
+    began = time.time()
+    finish(folder/'whole', config)
+    length = time.time() - began
+    reference = {name: checkpoint.read_checkpoint(folder/'whole'/name) for name in ('last.pt', 'best.pt')}
+    while sum(done.values()) < kills:
+        out = folder/str(sum(done.values()))
+        for how in ('random', draw.choice(list(done)[1:])):
+            pid = start(out, config, None if how == 'random' else how, draw.randint(1, config['steps']))
+            if how == 'random':
+                time.sleep(draw.uniform(0, length))
+                os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            done[how] += os.WIFSIGNALED(status)
+            whole(out)
+        finish(out, config)
+        for name, want in reference.items(): assert same(checkpoint.read_checkpoint(out/name), want), f'{out/name} differs from the run that nobody touched'
+        assert not list(out.glob('.*.tmp')), 'a temporary file was left'
+    print(f'{sum(done.values())} of {sum(done.values())} killed runs ended bit-equal ({", ".join(f"{v} {k}" for k, v in done.items())})')
