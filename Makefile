@@ -36,7 +36,11 @@ SET = -S source='$(SOURCE)' -S raw="'$(RAW)'" -S schema="'$(SCHEMA)'" -S 'models
   -S split.name="'$(SPLIT)'" -S split.val_patients="'$(VAL_PATIENTS)'" -S split.folds='$(FOLDS)' -S split.fold='$(FOLD)' \
   -S tile.size='$(SIZE)' -S tile.stride='$(STRIDE)' -S tile.edge='$(EDGE)'
 
-.PHONY: help setup setup-dev lab demo data train remote export test bench check lint readme lock clean
+GRID ?= train.lr=0.0005,0.0015,0.005
+GROUP ?= sweep
+MODEL ?= unet
+
+.PHONY: help setup setup-dev lab demo data train sweep profile remote export test bench check lint readme lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +88,17 @@ train: setup ## the whole pipeline on the source you name, then the table
 	@$(raw_there)
 	dvc exp run $(SET) compare
 	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
+
+sweep: setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
+	dvc exp run --queue $(SET) -S group='$(GROUP)' $(foreach g,$(GRID),-S '$(g)') compare
+	dvc queue start
+	@while dvc queue status | grep -Eq 'Queued|Running'; do sleep 5; done
+	dvc queue status
+	dvc exp show --only-changed --drop 'versions|sample|split|tile|checks' --no-pager
+
+profile: setup ## where the time of a training step goes: MODEL=unet BUDGET=smoke; table and picture in reports/
+	python -m papermill nbs/03c_profile.ipynb reports/03c_profile.ipynb -k python3 --no-progress-bar -r model '$(MODEL)' -r reports reports
+	@python -c 'import pandas; print(pandas.read_csv("reports/profile_$(MODEL).csv").head(15).to_string(index=False))'
 
 define source_known
 case "$(SOURCE)" in sample|kaggle224|kaggle512|roi|auto) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, kaggle512, roi, auto." >&2; exit 1;; esac

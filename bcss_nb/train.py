@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'best_precision', 'make_fabric', 'GlobalBatchNorm', 'share_norms', 'predict',
-           'score', 'tracker', 'rate', 'param_groups', 'Trainer', 'labelled_area', 'progress', 'rounds', 'tick',
-           'train_step', 'judged', 'validate', 'gather', 'save', 'load', 'resume_run', 'Stopped', 'stop_signals',
-           'asked_to_stop', 'val_scores', 'finish_round', 'fit', 'run', 'main', 'show_history']
+           'score', 'tracker', 'rate', 'param_groups', 'Trainer', 'meant_for', 'labelled_area', 'progress', 'rounds',
+           'tick', 'train_step', 'judged', 'validate', 'gather', 'save', 'load', 'resume_run', 'Stopped',
+           'stop_signals', 'asked_to_stop', 'val_scores', 'finish_round', 'fit', 'run', 'main', 'show_history']
 
 # %% ../nbs/03_train.ipynb #50c32ccf
 import argparse, math, os, signal, sys, threading, time
@@ -27,7 +27,7 @@ from .core import check_parameters, from_root, pick, seed_everything, write_json
 from .dataset import Stream, TileSet, batches, check_parts, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
 from .models import build_model, cost
-from .pretrained import load_pretrained
+from .pretrained import HALF, IMAGENET, describe_loading, load_pretrained
 
 # %% ../nbs/03_train.ipynb #24cf4742
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Config:
     weighted:bool = False
     drop_path:float = 0.
     pretrained:str = ''
+    pixels:str = 'half'
     stain:float = .2
     light:float = .2
     mix:float = 0.
@@ -201,9 +202,11 @@ class Trainer:
         if c.batch % (c.accumulate*world): raise ValueError(f'batch {c.batch} cannot be shared by {world} processes and accumulate {c.accumulate}: take a multiple of {c.accumulate*world}')
         seed_everything(c.seed)
         net = build_model(self.plan['preset'], len(ts.schema.classes), ts.manifest['tile'], c.drop_path)
-        self.loaded = load_pretrained(net, c.pretrained) if c.pretrained else None
+        source = meant_for(self.plan['preset'], c.pretrained)
+        loaded = load_pretrained(net, source, **pick(dict(half=HALF, imagenet=IMAGENET), c.pixels, 'pixels')) if source else {}
+        if loaded: self.fabric.print(describe_loading(loaded))
         self.identity = dict(asdict(c), preset=self.plan['preset'], schema=ts.schema.name, tile=ts.manifest['tile'], data=ts.manifest['id'], torch=str(torch.__version__), code=code_id())
-        self.about = dict(self.identity, steps=self.plan['steps'], unit=self.plan['unit'], source=ts.manifest['source'], processes=world, precision=self.fabric._precision.precision,
+        self.about = dict(self.identity, steps=self.plan['steps'], unit=self.plan['unit'], source=ts.manifest['source'], processes=world, precision=self.fabric._precision.precision, loaded={k: len(loaded[k]) for k in ('used', 'unused', 'missing') if loaded},
                           **cost(net, ts.manifest['tile']), **origin(self.fabric.device))
         self.raw = (share_norms(net, self.fabric.device) if world > 1 else net).to(memory_format=torch.channels_last)
         self.opt = torch.optim.AdamW(param_groups(self.raw, c.layer_decay, c.weight_decay), lr=c.lr, fused=True)
@@ -216,6 +219,15 @@ class Trainer:
         if rank: seed_everything(c.seed + rank)
 
 # %% ../nbs/03_train.ipynb #a1102624
+def meant_for(
+    preset:str,     # for instance 'unetr-b'
+    pretrained:str, # 'source' for any net, or 'unetr=source' for one kind
+)->str:             # the source for this net, '' when there is none
+    "Which weights a net starts from."
+    name, equals, source = pretrained.partition('=')
+    return pretrained if not equals else source if preset.split('-')[0] == name or preset == name else ''
+
+# %% ../nbs/03_train.ipynb #caa13426
 def labelled_area(ts:TileSet)->np.ndarray: # (C,) pixels
     "Labelled pixels of each class in the training part."
     return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[:len(ts.schema.classes)] for row in ts.part('train'))
@@ -233,7 +245,7 @@ def tick(t:Trainer):
     now = time.time()
     t.spent, t.clock = t.spent + now - t.clock, now
 
-# %% ../nbs/03_train.ipynb #caa13426
+# %% ../nbs/03_train.ipynb #8ddfbac9
 def train_step(t:Trainer):
     "Learn from one batch."
     for g in t.opt.param_groups: g['lr'] = t.c.lr*g['scale']*rate(progress(t, 1))
@@ -259,7 +271,7 @@ def validate(t:Trainer)->np.ndarray: # (n, n) counts, pooled over the validation
     if most and len(rows) > most: rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
     with t.fabric.autocast(): return score(judged(t), t.ts, rows, t.c.batch, t.fabric.device, t.fabric)[1].sum(0).numpy()
 
-# %% ../nbs/03_train.ipynb #8ddfbac9
+# %% ../nbs/03_train.ipynb #87cbdf78
 def gather(t:Trainer, mine)->list: # one entry a process
     "Collect an object from every process."
     if t.fabric.world_size == 1: return [mine]
@@ -287,7 +299,7 @@ def load(t:Trainer, state:dict):
     if len(state['rng']) == t.fabric.world_size: set_rng_state(state['rng'][t.fabric.global_rank])
     else: t.fabric.print(f"{len(state['rng'])} processes wrote this checkpoint, {t.fabric.world_size} go on: the result will be as good, but not the same bits")
 
-# %% ../nbs/03_train.ipynb #87cbdf78
+# %% ../nbs/03_train.ipynb #ae08615b
 def resume_run(
     t:Trainer,
     out:Path,
@@ -305,7 +317,7 @@ def resume_run(
     load(t, state)
     return True
 
-# %% ../nbs/03_train.ipynb #ae08615b
+# %% ../nbs/03_train.ipynb #68c83dec
 class Stopped(Exception):
     "A run that was asked to end, and can go on."
 
@@ -326,7 +338,7 @@ def asked_to_stop(t:Trainer, asked:list)->bool:
     if t.fabric.world_size == 1: return bool(asked)
     return t.step % 10 == 0 and bool(t.fabric.all_reduce(torch.tensor(float(len(asked)), device=t.fabric.device), reduce_op='sum') > 0)
 
-# %% ../nbs/03_train.ipynb #68c83dec
+# %% ../nbs/03_train.ipynb #f5a0ee67
 def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; absent classes are left out
     "Validation Dice, ready for the log."
     return dict(val_dice=float(mean_dice(counts)), **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None})
@@ -346,7 +358,7 @@ def finish_round(t:Trainer, out:Path)->dict: # the new row of the history
     if t.fabric.is_global_zero: save_checkpoint(out/'best.pt', state=(t.ema.module if t.ema else t.raw).state_dict(), **t.about)
     return row
 
-# %% ../nbs/03_train.ipynb #987f9a86
+# %% ../nbs/03_train.ipynb #4e920ef9
 def fit(
     t:Trainer,
     out:Path,            # receives best.pt and last.pt
@@ -372,7 +384,7 @@ def fit(
             if stop and progress(t) < 1: raise Stopped(f'stopped after step {t.step}; {out/"last.pt"} is written, and the same command goes on from there')
     return t.about
 
-# %% ../nbs/03_train.ipynb #4e920ef9
+# %% ../nbs/03_train.ipynb #b43780ab
 def run(
     data='data/smoke', out='runs/scratch', # prepared set; folder for checkpoints and logs
     resume='auto', track='disabled', group='',
@@ -396,10 +408,10 @@ def main(args:list=None): # None: those of the process
     except (Stopped, ValueError, OSError, FloatingPointError) as e: sys.exit(f'{type(e).__name__}: {e}')
     if int(os.environ.get('RANK', 0)) == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
 
-# %% ../nbs/03_train.ipynb #b43780ab
+# %% ../nbs/03_train.ipynb #58d43c16
 if __name__ == '__main__' and '__file__' in globals(): main()
 
-# %% ../nbs/03_train.ipynb #b2cee702
+# %% ../nbs/03_train.ipynb #dc97d9a5
 def show_history(history:list, schema): # rows of `fit`
     "Learning curves: loss, and validation Dice by class."
     import matplotlib.pyplot as plt

@@ -1,0 +1,105 @@
+"""Training speed in one run: the stock MONAI loop, ours, and the ceiling, a bare step on a batch that is already there.
+
+Same net, same batch, same augmentations. The stock loop is the MONAI tutorials': CacheDataset, DataLoader, DiceCELoss, float32. The UNet of the stock loop
+keeps MONAI's own PReLU; ours computes the same function. Rounds alternate, and the best round of each counts, since machines are noisy."""
+import argparse
+import json
+import os
+import tempfile
+import time
+
+import torch
+from data import transforms
+from monai.data import CacheDataset, DataLoader
+from monai.losses import DiceCELoss
+from torch import nn
+
+from bcss_nb.dataset import load_set, prepare
+from bcss_nb.layouts import find_root, index_source
+from bcss_nb.models import SharedPReLU, build_model
+from bcss_nb.sample import make_sample
+from bcss_nb.train import Trainer, train_step
+
+
+def stock_loop(name, files, classes, batch, workers, device):
+    "Steps of the tutorials' loop, without end."
+    net = build_model(name, classes).to(device)
+    for m in net.modules():
+        if isinstance(m, SharedPReLU): m.__class__ = nn.PReLU
+    opt, loss = torch.optim.AdamW(net.parameters(), 1e-3), DiceCELoss(to_onehot_y=True, softmax=True)
+    loader = DataLoader(CacheDataset(files, transforms(), num_workers=workers, progress=False), batch_size=batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    while True:
+        for d in loader:
+            x, y = d['image'].to(device), d['label'].to(device)
+            opt.zero_grad()
+            loss(net(x), y[:, None]).backward()
+            opt.step()
+            yield
+
+
+class Held:
+    "A stream that has only one batch."
+    def __init__(self, batch): self.batch = batch
+    def __next__(self): return self.batch
+
+
+def our_loop(name, ts, batch, bare=False, **config):
+    "Our steps, without end; bare: on one batch that stays."
+    t = Trainer(ts, name, batch=batch, steps=10**9, **config)
+    if bare: t.stream = Held(next(t.stream))
+    while True: yield train_step(t)
+
+
+def measure(loops, steps, rounds, batch, device):
+    "Tiles a second of each loop: the best of some rounds taken in turn."
+    sync = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
+    best = dict.fromkeys(loops, 0.)
+    for loop in loops.values():
+        for _ in range(3): next(loop)
+    for _ in range(rounds):
+        for key, loop in loops.items():
+            next(loop)
+            sync()
+            start = time.perf_counter()
+            for _ in range(steps): next(loop)
+            sync()
+            best[key] = max(best[key], steps*batch/(time.perf_counter() - start))
+    return best
+
+
+def sample_set(folder, patients):
+    "A prepared sample, and its training files for the stock loader."
+    raw = make_sample(f'{folder}/raw', patients=patients)
+    ts = load_set(prepare('sample', raw, f'{folder}/set', val=0., deep=False))
+    pairs, _ = index_source(*find_root(raw, 'sample')[::2])
+    files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
+    return ts, [files[t] for t in ts.tiles.tile[ts.part('train')]]
+
+
+def compare(name, ts, files, batch, steps, rounds, workers, device, **config):
+    "The three rates of one net, as the last line reports them."
+    kw = dict(batch=batch, **config)
+    loops = dict(stock=stock_loop(name, files, len(ts.schema.classes), batch, workers, device), ours=our_loop(name, ts, **kw), bare=our_loop(name, ts, bare=True, **kw))
+    r = measure(loops, steps, rounds, batch, device)
+    print(f'{name}, batch {batch}')
+    for key, what in (('stock', 'stock MONAI loop'), ('ours', 'bcss_nb'), ('bare', 'bare step, batch already there')):
+        print(f'  {what:32} {r[key]:8.1f} tiles/s {1e3/r[key]:8.2f} ms/tile {r[key]/r["stock"]:6.2f} x stock {r[key]/r["bare"]:7.1%} of bare', flush=True)
+    return dict(ours_tiles_s=round(r['ours'], 1), stock_tiles_s=round(r['stock'], 1), bare_tiles_s=round(r['bare'], 1), ratio_stock=round(r['ours']/r['stock'], 2), share_of_bare=round(r['ours']/r['bare'], 3))
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('--models', default='unet-s,unetr-s')
+    p.add_argument('--batch', type=int, default=16)
+    p.add_argument('--steps', type=int, default=6, help='of a round')
+    p.add_argument('--rounds', type=int, default=5)
+    p.add_argument('--workers', type=int, default=2)
+    p.add_argument('--patients', type=int, default=24, help='simulated patients, about ten tiles each')
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as d:
+        ts, files = sample_set(d, a.patients)
+        bf16 = bool(torch.cpu.get_capabilities().get('avx512_bf16'))
+        print(f'{len(files)} training tiles, {torch.get_num_threads()} threads, {os.cpu_count()} cores, AVX512-BF16 {"there" if bf16 else "missing"}\n')
+        results = {name: compare(name, ts, files, a.batch, a.steps, a.rounds, a.workers, 'cpu') for name in a.models.split(',')}
+    first, *others = results
+    print(json.dumps(results[first] | {name: results[name] for name in others} | dict(bf16=bf16)))
