@@ -92,9 +92,9 @@ train: setup ## the whole pipeline on the source you name, then the table
 sweep: setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
 	dvc exp run --queue $(SET) -S group='$(GROUP)' $(foreach g,$(GRID),-S '$(g)') compare
 	dvc queue start
-	@while dvc queue status | grep -Eq 'Queued|Running'; do sleep 5; done
-	dvc queue status
-	dvc exp show --only-changed --drop 'versions|sample|split|tile|checks' --no-pager
+	@while dvc queue status | grep -Eq 'Queued|Running'; do sleep 3; done
+	@python -c 'from bcss_nb.compare import print_sweep; print_sweep("$(GRID)", "$(GROUP)")'
+	@if dvc queue status | grep -q Failed; then dvc queue status; echo "Some failed: dvc queue logs NAME says why, dvc queue remove --failed forgets them" >&2; exit 1; fi
 
 profile: setup ## where the time of a training step goes: MODEL=unet BUDGET=smoke; table and picture in reports/
 	python -m papermill nbs/03c_profile.ipynb reports/03c_profile.ipynb -k python3 --no-progress-bar -r model '$(MODEL)' -r reports reports
@@ -116,8 +116,8 @@ test: check lint ## every check: tree in step, ruff, notebooks, pytest with cove
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
 	python -m pytest --cov --cov-report=term
 
-bench: setup-dev ## every benchmark; each prints a table and ends with one line of JSON
-	for b in bench/*.py; do python $$b || exit 1; done
+bench: setup-dev ## speed of data and training; each prints a table and ends with one line of JSON (bench/recipe.py takes an hour)
+	for b in data train gpu; do python bench/$$b.py || exit 1; done
 
 check: setup-dev ## is the module what the notebooks say, and are they clean?
 	@python tests/in_step.py

@@ -106,4 +106,5 @@ def origin(device:torch.device)->dict: # JSON-ready
     def installed(package):
         try: return version(package)
         except PackageNotFoundError: return None
-    return dict(git=git_commit(), device=device_name(device), versions=dict(python=platform.python_version(), **{p: installed(p) for p in ('torch', 'monai', 'lightning', 'numpy', 'bcss_nb')}))
+    versions = {p: installed(p) for p in ('torch', 'monai', 'lightning', 'numpy', 'bcss_nb')}
+    return dict(git=git_commit(), device=device_name(device), versions=dict(python=platform.python_version(), **versions))

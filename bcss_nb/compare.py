@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_PATIENTS', 'check_comparable', 'colour_counts', 'baseline_record', 'compare_table', 'differences',
-           'show_differences', 'verdict', 'compare', 'baseline_sentence', 'sentences', 'print_comparison']
+           'show_differences', 'verdict', 'compare', 'baseline_sentence', 'budget_sentence', 'sentences',
+           'print_comparison', 'sweep_table', 'print_sweep']
 
 # %% ../nbs/05_compare.ipynb #d84e420c
 import json
@@ -12,7 +13,7 @@ import json
 import numpy as np
 import torch
 
-from .core import check_parameters, from_root, write_json
+from .core import check_parameters, from_root, repo_root, write_json
 from .dataset import TileSet, load_set, names_of, smoke_set
 from .evaluate import any_run, evaluate_run, load_evaluation
 from .metrics import confusion_by_patient, dice, mean_dice, named, paired_difference
@@ -125,14 +126,44 @@ def baseline_sentence(name:str, d:dict)->str:
     span = f"95 % interval {d['low']:+.3f} to {d['high']:+.3f}, " if d['low'] is not None else ''
     return f"{name} is {d['mean']:+.3f} mean Dice from colour alone ({span}{d['patients']} held-out patient{'s'*(d['patients'] > 1)})."
 
-# %% ../nbs/05_compare.ipynb #6b102ace
+# %% ../nbs/05_compare.ipynb #62cd431a
+def budget_sentence(records:list)->str: # from `load_evaluation`
+    "How long each model was trained, and whether that was the same for all."
+    def told(b): return f"{b['minutes']:g} minutes" if b['unit'] == 'minutes' else f"{b['steps']} steps of {b['batch']} tiles"
+    each = {r['model']: told(r['budget']) for r in records}
+    if len(set(each.values())) == 1: return f"Training budget: equal {'time' if records[0]['budget']['unit'] == 'minutes' else 'steps'}, {each[records[0]['model']]}."
+    return 'Training budgets differ: ' + '; '.join(f'{m} {w}' for m, w in each.items()) + '.'
+
+# %% ../nbs/05_compare.ipynb #f12f17cb
 def sentences(result:dict)->list: # from `compare`
     "The comparison in words: verdict, distances from colour alone, and how the checkpoints were chosen."
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
     leaks = sorted({r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')})
-    return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()), f'Checkpoints: {notes}.']
+    return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()),
+            budget_sentence(result['models']), f'Checkpoints: {notes}.']
 
 def print_comparison(reports='reports'):
     "Print the table and the sentences of a finished comparison."
     result = json.loads((from_root(reports)/'compare.json').read_text())
     print(compare_table(result['models'], result['baseline']).to_string(), *sentences(result), sep='\n\n')
+
+# %% ../nbs/05_compare.ipynb #9978f49f
+def sweep_table(
+    experiments, # DataFrame of `dvc exp show --csv`
+    grid:list,   # names of the parameters that were varied
+    group='',    # only experiments of this group
+):               # DataFrame: name, varied parameters, mean Dice of each model
+    "The finished experiments of a sweep."
+    done = experiments[experiments.Experiment.notna() & experiments.typ.str.startswith('branch')]
+    if group: done = done[done['group'] == group]
+    scores = {c: c.split('metrics_')[-1].replace('.json:dice_mean', '') for c in done.columns if c.endswith('.json:dice_mean') and 'metrics_' in c}
+    table = done[['Experiment', *grid, *scores]].rename(columns=scores)
+    for name in scores.values(): table[name] = table[name].replace('!', None).astype(float)
+    return table.dropna(axis=1, how='all').sort_values(list(scores.values())[0], ascending=False, ignore_index=True)
+
+def print_sweep(grid:str, group=''): # for instance 'train.lr=0.001,0.003 train.ema=0,0.9'
+    "Print the table of a sweep."
+    import io, subprocess
+    import pandas as pd
+    text = subprocess.run(['dvc', 'exp', 'show', '--csv', '--no-pager'], cwd=repo_root(), capture_output=True, text=True, check=True).stdout
+    print(sweep_table(pd.read_csv(io.StringIO(text)), [g.split('=')[0] for g in grid.split()], group).to_string())

@@ -497,11 +497,12 @@ class Stream:
         batch:int=8,    # tiles of all processes together; never more than n
         seed=0,
         device='cpu',
-        mine=slice(None), # the part of each batch this process fetches
+        rank=0, world=1, # each process fetches its own share of every batch
         **kwargs,       # for `augment`
     ):
         self.images, self.labels = resident(ts, device)
-        self.rows, self.batch, self.device, self.mine, self.kwargs, self.pool = torch.as_tensor(rows), min(batch, len(rows)), device, mine, kwargs, []
+        self.rows, self.batch, self.device, self.kwargs, self.pool = torch.as_tensor(rows), min(batch, len(rows)), device, kwargs, []
+        self.mine = slice(rank*self.batch//world, (rank + 1)*self.batch//world)
         self.gen, self.order, self.at = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long), 0
 
     def __iter__(self): return self

@@ -43,7 +43,8 @@ def record(
     "The metrics file of one model."
     pooled, classes = np.asarray(counts).sum(0), ts.schema.classes
     low, high = interval(mean_dice(resample(counts))) if len(patients) > 1 else (np.nan, np.nan)
-    return dict(model=about['model'], source=ts.manifest['source'], schema=ts.schema.name, split=ts.split, leak=ts.leak, seed=about['seed'],
+    budget = dict(unit=about['unit'], steps=about['step'], batch=about['batch'], minutes=about['minutes'])
+    return dict(model=about['model'], preset=about['preset'], budget=budget, source=ts.manifest['source'], schema=ts.schema.name, split=ts.split, leak=ts.leak, seed=about['seed'],
         patients=len(patients), tiles=int((ts.tiles.split == 'test').sum()), classes=list(classes), dice=named(dice(pooled), classes), iou=named(iou(pooled), classes),
         dice_mean=named([mean_dice(pooled)], ['m'])['m'], dice_mean_interval=list(named([low, high], ['low', 'high']).values()),
         accuracy=named([accuracy(pooled)], ['a'])['a'], test_patients=list(patients), selection=about['selection'])

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'best_precision', 'make_fabric', 'GlobalBatchNorm', 'share_norms', 'predict',
-           'score', 'tracker', 'rate', 'param_groups', 'Trainer', 'meant_for', 'labelled_area', 'progress', 'rounds',
-           'tick', 'train_step', 'judged', 'validate', 'gather', 'save', 'load', 'resume_run', 'Stopped',
-           'stop_signals', 'asked_to_stop', 'val_scores', 'finish_round', 'fit', 'run', 'main', 'show_history']
+           'score', 'tracker', 'rate', 'param_groups', 'meant_for', 'labelled_area', 'starting_net', 'identity',
+           'Trainer', 'progress', 'rounds', 'tick', 'train_step', 'judged', 'validate', 'gather', 'save', 'load',
+           'resume_run', 'Stopped', 'stop_signals', 'asked_to_stop', 'val_scores', 'finish_round', 'fit', 'run', 'main',
+           'show_history']
 
 # %% ../nbs/03_train.ipynb #50c32ccf
 import argparse, math, os, signal, sys, threading, time
@@ -50,9 +51,9 @@ class Config:
     drop_path:float = 0.
     pretrained:str = ''
     pixels:str = 'half'
-    stain:float = .2
-    light:float = .2
-    mix:float = 0.
+    stain:float = .4
+    light:float = .05
+    mix:float = .5
     precision:str = 'auto'
     compile:bool = False
     seed:int = 42
@@ -187,38 +188,6 @@ def param_groups(
     return [dict(params=[p for name, p in net.named_parameters() if keys[name] == k], scale=k[0], weight_decay=k[1]) for k in sorted(set(keys.values()))]
 
 # %% ../nbs/03_train.ipynb #0e987daf
-class Trainer:
-    "A net, its optimiser, its data, and where the run stands."
-    def __init__(self,
-        ts:TileSet,
-        model='unet',       # 'unet', 'unetr' or a preset
-        fabric:Fabric=None, # from `make_fabric`
-        **config,           # the rest of `Config`
-    ):
-        c, self.ts = Config(model, **config), ts
-        check_parts(ts)
-        self.fabric, self.plan = fabric or make_fabric(c.precision), plan(c, len(ts.part('train')))
-        rank, world, n = self.fabric.global_rank, self.fabric.world_size, c.batch//c.accumulate
-        if c.batch % (c.accumulate*world): raise ValueError(f'batch {c.batch} cannot be shared by {world} processes and accumulate {c.accumulate}: take a multiple of {c.accumulate*world}')
-        seed_everything(c.seed)
-        net = build_model(self.plan['preset'], len(ts.schema.classes), ts.manifest['tile'], c.drop_path)
-        source = meant_for(self.plan['preset'], c.pretrained)
-        loaded = load_pretrained(net, source, **pick(dict(half=HALF, imagenet=IMAGENET), c.pixels, 'pixels')) if source else {}
-        if loaded: self.fabric.print(describe_loading(loaded))
-        self.identity = dict(asdict(c), preset=self.plan['preset'], schema=ts.schema.name, tile=ts.manifest['tile'], data=ts.manifest['id'], torch=str(torch.__version__), code=code_id())
-        self.about = dict(self.identity, steps=self.plan['steps'], unit=self.plan['unit'], source=ts.manifest['source'], processes=world, precision=self.fabric._precision.precision, loaded={k: len(loaded[k]) for k in ('used', 'unused', 'missing') if loaded},
-                          **cost(net, ts.manifest['tile']), **origin(self.fabric.device))
-        self.raw = (share_norms(net, self.fabric.device) if world > 1 else net).to(memory_format=torch.channels_last)
-        self.opt = torch.optim.AdamW(param_groups(self.raw, c.layer_decay, c.weight_decay), lr=c.lr, fused=True)
-        self.net, self.stepper = self.fabric.setup(torch.compile(self.raw) if c.compile else self.raw, self.opt)
-        self.ema = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
-        self.loss = make_loss(c.loss, class_weights(labelled_area(ts)) if c.weighted else None).to(self.fabric.device)
-        self.stream = Stream(ts, ts.part('train'), n, c.seed, self.fabric.device, slice(rank*n//world, (rank + 1)*n//world), stain=c.stain, light=c.light, mix=c.mix)
-        self.c, self.step, self.spent, self.clock, self.history, self.best = c, 0, 0., time.time(), [], -1.
-        self.lost, self.since = torch.zeros((), device=self.fabric.device), 0
-        if rank: seed_everything(c.seed + rank)
-
-# %% ../nbs/03_train.ipynb #a1102624
 def meant_for(
     preset:str,     # for instance 'unetr-b'
     pretrained:str, # 'source' for any net, or 'unetr=source' for one kind
@@ -227,11 +196,55 @@ def meant_for(
     name, equals, source = pretrained.partition('=')
     return pretrained if not equals else source if preset.split('-')[0] == name or preset == name else ''
 
-# %% ../nbs/03_train.ipynb #caa13426
+# %% ../nbs/03_train.ipynb #6c22d234
 def labelled_area(ts:TileSet)->np.ndarray: # (C,) pixels
     "Labelled pixels of each class in the training part."
     return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[:len(ts.schema.classes)] for row in ts.part('train'))
 
+def starting_net(
+    c:Config, preset:str, ts:TileSet,
+)->tuple: # net; how many tensors of pretrained weights were used, unused, missing ({} without)
+    "A net with its first weights: drawn from the seed, then overwritten where there are pretrained ones."
+    seed_everything(c.seed)
+    net, source = build_model(preset, len(ts.schema.classes), ts.manifest['tile'], c.drop_path), meant_for(preset, c.pretrained)
+    if not source: return net, {}
+    report = load_pretrained(net, source, **pick(dict(half=HALF, imagenet=IMAGENET), c.pixels, 'pixels'))
+    print(describe_loading(report))
+    return net, {k: len(report[k]) for k in ('used', 'unused', 'missing')}
+
+def identity(c:Config, preset:str, ts:TileSet)->dict: # JSON-ready
+    "What must be the same for a run to go on."
+    return dict(asdict(c), preset=preset, schema=ts.schema.name, tile=ts.manifest['tile'], data=ts.manifest['id'], torch=str(torch.__version__), code=code_id())
+
+# %% ../nbs/03_train.ipynb #8911bfb2
+class Trainer:
+    "A net, its optimiser, its data, and where the run stands."
+    def __init__(self,
+        ts:TileSet,
+        model='unet',       # 'unet', 'unetr' or a preset
+        fabric:Fabric=None, # from `make_fabric`
+        **config,           # the rest of `Config`
+    ):
+        check_parts(ts)
+        c = Config(model, **config)
+        self.c, self.ts, self.fabric, self.plan = c, ts, fabric or make_fabric(c.precision), plan(c, len(ts.part('train')))
+        rank, world, device = self.fabric.global_rank, self.fabric.world_size, self.fabric.device
+        if c.batch % (c.accumulate*world): raise ValueError(f'batch {c.batch} cannot be shared by {world} processes and accumulate {c.accumulate}: take a multiple of {c.accumulate*world}')
+        net, loaded = starting_net(c, self.plan['preset'], ts)
+        self.identity = identity(c, self.plan['preset'], ts)
+        self.about = dict(self.identity, steps=self.plan['steps'], unit=self.plan['unit'], source=ts.manifest['source'], processes=world, precision=self.fabric._precision.precision,
+                          loaded=loaded, **cost(net, ts.manifest['tile']), **origin(device))
+        self.raw = (share_norms(net, device) if world > 1 else net).to(memory_format=torch.channels_last)
+        self.opt = torch.optim.AdamW(param_groups(self.raw, c.layer_decay, c.weight_decay), lr=c.lr, fused=True)
+        self.net, self.stepper = self.fabric.setup(torch.compile(self.raw) if c.compile else self.raw, self.opt)
+        self.ema = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
+        self.loss = make_loss(c.loss, class_weights(labelled_area(ts)) if c.weighted else None).to(device)
+        self.stream = Stream(ts, ts.part('train'), c.batch//c.accumulate, c.seed, device, rank, world, stain=c.stain, light=c.light, mix=c.mix)
+        self.step, self.spent, self.clock, self.history, self.best = 0, 0., time.time(), [], -1.
+        self.lost, self.since = torch.zeros((), device=device), 0
+        if rank: seed_everything(c.seed + rank)
+
+# %% ../nbs/03_train.ipynb #8ddfbac9
 def progress(t:Trainer, ahead=0)->float: # 0 to 1
     "Share of the budget that is spent, in steps or on the clock."
     return min(1., t.spent/t.plan['seconds'] if t.plan['seconds'] else (t.step + ahead)/t.plan['steps'])
@@ -245,7 +258,7 @@ def tick(t:Trainer):
     now = time.time()
     t.spent, t.clock = t.spent + now - t.clock, now
 
-# %% ../nbs/03_train.ipynb #8ddfbac9
+# %% ../nbs/03_train.ipynb #87cbdf78
 def train_step(t:Trainer):
     "Learn from one batch."
     for g in t.opt.param_groups: g['lr'] = t.c.lr*g['scale']*rate(progress(t, 1))
@@ -271,7 +284,7 @@ def validate(t:Trainer)->np.ndarray: # (n, n) counts, pooled over the validation
     if most and len(rows) > most: rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
     with t.fabric.autocast(): return score(judged(t), t.ts, rows, t.c.batch, t.fabric.device, t.fabric)[1].sum(0).numpy()
 
-# %% ../nbs/03_train.ipynb #87cbdf78
+# %% ../nbs/03_train.ipynb #ae08615b
 def gather(t:Trainer, mine)->list: # one entry a process
     "Collect an object from every process."
     if t.fabric.world_size == 1: return [mine]
@@ -299,7 +312,7 @@ def load(t:Trainer, state:dict):
     if len(state['rng']) == t.fabric.world_size: set_rng_state(state['rng'][t.fabric.global_rank])
     else: t.fabric.print(f"{len(state['rng'])} processes wrote this checkpoint, {t.fabric.world_size} go on: the result will be as good, but not the same bits")
 
-# %% ../nbs/03_train.ipynb #ae08615b
+# %% ../nbs/03_train.ipynb #68c83dec
 def resume_run(
     t:Trainer,
     out:Path,
@@ -317,7 +330,7 @@ def resume_run(
     load(t, state)
     return True
 
-# %% ../nbs/03_train.ipynb #68c83dec
+# %% ../nbs/03_train.ipynb #f5a0ee67
 class Stopped(Exception):
     "A run that was asked to end, and can go on."
 
@@ -338,7 +351,7 @@ def asked_to_stop(t:Trainer, asked:list)->bool:
     if t.fabric.world_size == 1: return bool(asked)
     return t.step % 10 == 0 and bool(t.fabric.all_reduce(torch.tensor(float(len(asked)), device=t.fabric.device), reduce_op='sum') > 0)
 
-# %% ../nbs/03_train.ipynb #f5a0ee67
+# %% ../nbs/03_train.ipynb #864b1e91
 def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; absent classes are left out
     "Validation Dice, ready for the log."
     return dict(val_dice=float(mean_dice(counts)), **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None})
@@ -358,7 +371,7 @@ def finish_round(t:Trainer, out:Path)->dict: # the new row of the history
     if t.fabric.is_global_zero: save_checkpoint(out/'best.pt', state=(t.ema.module if t.ema else t.raw).state_dict(), **t.about)
     return row
 
-# %% ../nbs/03_train.ipynb #4e920ef9
+# %% ../nbs/03_train.ipynb #b43780ab
 def fit(
     t:Trainer,
     out:Path,            # receives best.pt and last.pt
@@ -384,7 +397,7 @@ def fit(
             if stop and progress(t) < 1: raise Stopped(f'stopped after step {t.step}; {out/"last.pt"} is written, and the same command goes on from there')
     return t.about
 
-# %% ../nbs/03_train.ipynb #b43780ab
+# %% ../nbs/03_train.ipynb #58d43c16
 def run(
     data='data/smoke', out='runs/scratch', # prepared set; folder for checkpoints and logs
     resume='auto', track='disabled', group='',
@@ -408,10 +421,10 @@ def main(args:list=None): # None: those of the process
     except (Stopped, ValueError, OSError, FloatingPointError) as e: sys.exit(f'{type(e).__name__}: {e}')
     if int(os.environ.get('RANK', 0)) == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
 
-# %% ../nbs/03_train.ipynb #58d43c16
+# %% ../nbs/03_train.ipynb #4684028a
 if __name__ == '__main__' and '__file__' in globals(): main()
 
-# %% ../nbs/03_train.ipynb #dc97d9a5
+# %% ../nbs/03_train.ipynb #eb60b42e
 def show_history(history:list, schema): # rows of `fit`
     "Learning curves: loss, and validation Dice by class."
     import matplotlib.pyplot as plt
