@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from .core import atomic, from_root, get_schema, repo_root
 from .models import build_model

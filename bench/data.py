@@ -108,7 +108,7 @@ if __name__ == '__main__':
         seconds['prepare: the same, to the temporary folder'] = best(lambda d: pack(pairs, d, rules(True), a.workers), a.repeat, None)
         ts = load_set(prepare('sample', raw, home/'set', val=0.))
         rows = ts.part('train')
-        stream = Stream(ts, rows, a.batch)
+        stream = Stream(ts, rows, a.batch, stain=.2, light=.2, mix=0.)
         rates = {'bcss_nb batches': drain(lambda: islice(stream, len(rows)//a.batch), 10_000, a.batch)}
         files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
         data = [files[t] for t in ts.tiles.tile[rows]]

@@ -42,14 +42,15 @@ if __name__ == '__main__':
     rate = matrix_rate()
     print(f'{torch.cuda.get_device_name()}: {2*rate/1e12:.0f} TFLOP/s measured in bf16 matrix products\n')
     with tempfile.TemporaryDirectory() as d:
-        ts, files = sample_set(d, a.patients)
+        ts, _ = sample_set(d, a.patients)
         results = {}
         for name in a.models.split(','):
-            r = compare(name, ts, files, a.batch, a.steps, a.rounds, a.workers, 'cuda', compile=a.compile)
+            r = compare(name, d, a.batch, a.steps, a.rounds, a.workers, 'cuda', compile=a.compile)
             r['share_of_matrix_rate'] = round(3*cost(build_model(name, len(ts.schema.classes)))['gmacs']*1e9*r['ours_tiles_s']/rate, 3)
             r['peak_memory_gib'] = peak_memory(torch.device('cuda'))
             torch.cuda.reset_peak_memory_stats()
             print(f'  {r["share_of_matrix_rate"]:.1%} of the matrix rate (3 x forward), peak memory {r["peak_memory_gib"]} GiB\n', flush=True)
             results[name] = r
     first, *others = results
-    print(json.dumps(results[first] | {name: results[name] for name in others} | dict(device=torch.cuda.get_device_name(), batch=a.batch, matrix_tflops=round(2*rate/1e12), compile=a.compile)))
+    about = dict(device=torch.cuda.get_device_name(), batch=a.batch, matrix_tflops=round(2*rate/1e12), compile=a.compile)
+    print(json.dumps(results[first] | {name: results[name] for name in others} | about))

@@ -84,15 +84,17 @@ def judge(net, ts):
     return dict(zip(ts.schema.classes, dice(confusion(torch.from_numpy(ts.labels[rows]), predict(net, ts, rows), len(ts.schema.classes)).numpy()).tolist()))
 
 
-def record(data, variant, seed, made, ts, third=None):
-    "Score a net and append a row."
+def record(data, variant, seed, ts, third, make, **config):
+    "Train and score a net and append a row."
     start = time.time()
-    net, steps = made()
+    net, steps = make(ts, seed, **config)
     net.eval()
     row = dict(data=data, variant=variant, seed=seed, steps=steps, seconds=round(time.time() - start), **{k: round(v, 4) for k, v in judge(net, ts).items()})
     row['mean'] = round(float(np.nanmean([row[c] for c in ts.schema.classes])), 4)
     row['tumor_stroma'] = round((row['tumor'] + row['stroma'])/2, 4)
-    if third: row['third_tumor'] = round(float(dice(confusion(torch.from_numpy(third[1]), (predict(net, TileSet(ts.tiles, *third, ts.schema, ts.manifest), np.arange(len(third[0]))) == 1).byte(), 2).numpy())[1]), 4)
+    if third:
+        tumor = predict(net, TileSet(ts.tiles, *third, ts.schema, ts.manifest), np.arange(len(third[0]))) == 1
+        row['third_tumor'] = round(float(dice(confusion(torch.from_numpy(third[1]), tumor.byte(), 2).numpy())[1]), 4)
     old = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame()
     OUT.parent.mkdir(parents=True, exist_ok=True)
     pd.concat([old, pd.DataFrame([row])]).to_csv(OUT, index=False)
@@ -112,11 +114,11 @@ if __name__ == '__main__':
         third = None if a.what == 'sample' else third_patient()
         for seed in range(a.seeds):
             if a.what == 'confirm':
-                record('confirm', 'recipe', seed, lambda: trained(ts, seed, minutes=a.minutes), ts, third)
-                record('confirm', 'stock', seed, lambda: stock(ts, seed), ts, third)
+                record('confirm', 'recipe', seed, ts, third, trained, minutes=a.minutes)
+                record('confirm', 'stock', seed, ts, third, stock)
             else:
                 for name in a.variants.split(',') if a.variants else VARIANTS:
-                    record(a.what, name, seed, lambda: trained(ts, seed, steps=a.steps, **VARIANTS[name]), ts, third)
+                    record(a.what, name, seed, ts, third, trained, steps=a.steps, **VARIANTS[name])
     t = pd.read_csv(OUT)
     t = t[t.data == a.what].groupby('variant')[['mean', 'tumor_stroma', *(['third_tumor'] if third else [])]].mean().round(3)
     print(t.to_string())

@@ -1,15 +1,16 @@
 """Training speed in one run: the stock MONAI loop, ours, and the ceiling, a bare step on a batch that is already there.
 
 Same net, same batch, same augmentations. The stock loop is the MONAI tutorials': CacheDataset, DataLoader, DiceCELoss, float32. The UNet of the stock loop
-keeps MONAI's own PReLU; ours computes the same function. Rounds alternate, and the best round of each counts, since machines are noisy."""
+keeps MONAI's own PReLU; ours computes the same function. The stock loop has a process of its own. Rounds alternate, and the best round of each counts, since machines are noisy."""
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 
 import torch
-from data import transforms
 from monai.data import CacheDataset, DataLoader
 from monai.losses import DiceCELoss
 from torch import nn
@@ -19,6 +20,7 @@ from bcss_nb.layouts import find_root, index_source
 from bcss_nb.models import SharedPReLU, build_model
 from bcss_nb.sample import make_sample
 from bcss_nb.train import Trainer, train_step
+from data import transforms
 
 
 def stock_loop(name, files, classes, batch, workers, device):
@@ -27,13 +29,15 @@ def stock_loop(name, files, classes, batch, workers, device):
     for m in net.modules():
         if isinstance(m, SharedPReLU): m.__class__ = nn.PReLU
     opt, loss = torch.optim.AdamW(net.parameters(), 1e-3), DiceCELoss(to_onehot_y=True, softmax=True)
-    loader = DataLoader(CacheDataset(files, transforms(), num_workers=workers, progress=False), batch_size=batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    cache = CacheDataset(files, transforms(), num_workers=workers, progress=False)
+    loader = DataLoader(cache, batch_size=batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
     while True:
         for d in loader:
             x, y = d['image'].to(device), d['label'].to(device)
             opt.zero_grad()
-            loss(net(x), y[:, None]).backward()
+            loss(net(x), y).backward()
             opt.step()
+            if x.is_cuda: torch.cuda.synchronize()
             yield
 
 
@@ -67,24 +71,34 @@ def measure(loops, steps, rounds, batch, device):
     return best
 
 
-def sample_set(folder, patients):
-    "A prepared sample, and its training files for the stock loader."
-    raw = make_sample(f'{folder}/raw', patients=patients)
-    ts = load_set(prepare('sample', raw, f'{folder}/set', val=0., deep=False))
+def sample_set(folder, patients=24):
+    "A prepared sample, made when it is missing, and its training files for the stock loader."
+    raw = f'{folder}/raw'
+    if not os.path.exists(raw): prepare('sample', make_sample(raw, patients=patients), f'{folder}/set', val=0., deep=False)
+    ts = load_set(f'{folder}/set')
     pairs, _ = index_source(*find_root(raw, 'sample')[::2])
     files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
     return ts, [files[t] for t in ts.tiles.tile[ts.part('train')]]
 
 
-def compare(name, ts, files, batch, steps, rounds, workers, device, **config):
-    "The three rates of one net, as the last line reports them."
-    kw = dict(batch=batch, **config)
-    loops = dict(stock=stock_loop(name, files, len(ts.schema.classes), batch, workers, device), ours=our_loop(name, ts, **kw), bare=our_loop(name, ts, bare=True, **kw))
-    r = measure(loops, steps, rounds, batch, device)
+def stock_rate(name, folder, *rest):
+    "Tiles a second of the stock loop, in a process of its own, so that nothing of ours is set there."
+    done = subprocess.run([sys.executable, __file__, '--stock', json.dumps([name, folder, *rest])], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def compare(name, folder, batch, steps, rounds, workers, device, **config):
+    "The three rates of one net, as the last line reports them; the stock loop runs before and after ours."
+    ts, kw, rest = sample_set(folder)[0], dict(batch=batch, stain=.2, light=.2, **config), (batch, steps, rounds, workers, device)
+    r = dict(stock=stock_rate(name, folder, *rest))
+    loops = dict(ours=our_loop(name, ts, mix=0., **kw), mixed=our_loop(name, ts, mix=.5, **kw), bare=our_loop(name, ts, bare=True, mix=0., **kw))
+    r |= measure(loops, steps, rounds, batch, device)
+    r['stock'] = max(r['stock'], stock_rate(name, folder, *rest))
     print(f'{name}, batch {batch}')
-    for key, what in (('stock', 'stock MONAI loop'), ('ours', 'bcss_nb'), ('bare', 'bare step, batch already there')):
+    for key, what in (('stock', 'stock MONAI loop'), ('ours', 'bcss_nb, same augmentations'), ('mixed', 'bcss_nb, CutMix too'), ('bare', 'bare step, batch already there')):
         print(f'  {what:32} {r[key]:8.1f} tiles/s {1e3/r[key]:8.2f} ms/tile {r[key]/r["stock"]:6.2f} x stock {r[key]/r["bare"]:7.1%} of bare', flush=True)
-    return dict(ours_tiles_s=round(r['ours'], 1), stock_tiles_s=round(r['stock'], 1), bare_tiles_s=round(r['bare'], 1), ratio_stock=round(r['ours']/r['stock'], 2), share_of_bare=round(r['ours']/r['bare'], 3))
+    rates = {f'{key}_tiles_s': round(r[key], 1) for key in ('ours', 'stock', 'bare')}
+    return dict(rates, ratio_stock=round(r['ours']/r['stock'], 2), share_of_bare=round(r['ours']/r['bare'], 3))
 
 
 if __name__ == '__main__':
@@ -95,11 +109,17 @@ if __name__ == '__main__':
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--patients', type=int, default=24, help='simulated patients, about ten tiles each')
+    p.add_argument('--stock', help='for the script itself')
     a = p.parse_args()
+    if a.stock:
+        name, folder, batch, steps, rounds, workers, device = json.loads(a.stock)
+        ts, files = sample_set(folder)
+        print(measure(dict(stock=stock_loop(name, files, len(ts.schema.classes), batch, workers, device)), steps, rounds, batch, device)['stock'], flush=True)
+        os._exit(0)
     with tempfile.TemporaryDirectory() as d:
-        ts, files = sample_set(d, a.patients)
+        _, files = sample_set(d, a.patients)
         bf16 = bool(torch.cpu.get_capabilities().get('avx512_bf16'))
         print(f'{len(files)} training tiles, {torch.get_num_threads()} threads, {os.cpu_count()} cores, AVX512-BF16 {"there" if bf16 else "missing"}\n')
-        results = {name: compare(name, ts, files, a.batch, a.steps, a.rounds, a.workers, 'cpu') for name in a.models.split(',')}
+        results = {name: compare(name, d, a.batch, a.steps, a.rounds, a.workers, 'cpu') for name in a.models.split(',')}
     first, *others = results
     print(json.dumps(results[first] | {name: results[name] for name in others} | dict(bf16=bf16)))

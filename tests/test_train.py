@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from bcss_nb.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from bcss_nb.dataset import load_set, smoke_set
@@ -57,13 +58,14 @@ def test_two_processes_learn_what_one_does(tmp_path, model, accumulate, precisio
 def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
     smoke_set()
     command = [*TORCHRUN, '-m', 'bcss_nb.train', '--steps', '30', '--batch', '4', '--out', tmp_path/'run']
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS='1'), start_new_session=True)
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, env=env, start_new_session=True)
     deadline = time.time() + 120
     while not (tmp_path/'run'/'last.pt').exists() and time.time() < deadline: time.sleep(.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not read_checkpoint(tmp_path/'run'/'last.pt')['finished']
-    words = python(*command, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    words = python(*command, env=env)
     assert words.count('30 steps') == 1
     about = json.loads((tmp_path/'run'/'train.json').read_text())
     assert about['processes'] == 2 and [h['step'] for h in about['history']] == list(range(3, 31, 3))
@@ -84,7 +86,8 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(ts, tmp_path):
 
 
 def test_command_line_says_in_one_line_why_it_ended(tmp_path):
-    done = subprocess.run([sys.executable, '-m', 'bcss_nb.train', '--steps', '2', '--batch', '3', '--accumulate', '2', '--out', str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'bcss_nb.train', '--steps', '2', '--batch', '3', '--accumulate', '2', '--out', str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and 'batch 3 cannot be shared' in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
 
 
@@ -154,6 +157,13 @@ def test_the_notebook_has_the_parameters_of_the_command_line():
     config = asdict(Config())
     assert set(config) | {'data', 'out', 'resume', 'track', 'group'} == set(names) - {'__builtins__'}
     assert {k: v for k, v in config.items() if k != 'steps'} == {k: names[k] for k in config if k != 'steps'}
+
+
+def test_the_pipeline_passes_every_parameter_with_the_same_default():
+    train, stages, config = yaml.safe_load((ROOT/'params.yaml').read_text())['train'], (ROOT/'dvc.yaml').read_text(), asdict(Config())
+    given = {k: v for k, v in config.items() if k not in ('model', 'budget')}
+    assert {k: v for k, v in train.items() if k != 'resume'} == given
+    assert all('${train.' + k + '}' in stages for k in train)
 
 
 @pytest.mark.parametrize('classes', [3, 5])
