@@ -7,14 +7,14 @@ __all__ = ['rng_state', 'set_rng_state', 'save_checkpoint', 'read_checkpoint', '
            'code_id', 'git_commit', 'device_name', 'peak_memory', 'origin']
 
 # %% ../nbs/03a_checkpoint.ipynb #99068e17
-import hashlib, platform, random, resource, subprocess, zipfile
+import hashlib, platform, random, resource, subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import atomic, from_root, get_schema, repo_root
+from .core import atomic, from_root, get_schema, load_torch, repo_root
 from .models import build_model
 
 # %% ../nbs/03a_checkpoint.ipynb #900d6ba9
@@ -45,10 +45,7 @@ def read_checkpoint(path:str|Path)->dict: # FileNotFoundError; ValueError when i
     "Read a checkpoint, safely, after checking every byte."
     path = from_root(path)
     if not path.exists(): raise FileNotFoundError(f'no checkpoint {path}: train first (make demo, or papermill nbs/03_train.ipynb)')
-    try:
-        with zipfile.ZipFile(path) as z: broken = z.testzip()
-        if broken: raise ValueError(f'checksum of {broken} is wrong')
-        return torch.load(path, map_location='cpu', weights_only=True)
+    try: return load_torch(path)
     except Exception as e: raise ValueError(f'{path} is no readable checkpoint ({type(e).__name__}: {str(e)[:100]}): delete it and train again, or restore it') from e
 
 # %% ../nbs/03a_checkpoint.ipynb #fcd2f64b

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TILE', 'MPP', 'IGNORE', 'RAW_CODES', 'SCHEMAS', 'Schema', 'pick', 'get_schema', 'encode', 'rgb_table', 'overlay',
-           'add_legend', 'show_tiles', 'repo_root', 'from_root', 'seed_everything', 'atomic', 'write_json', 'locked',
-           'check_parameters']
+           'add_legend', 'show_tiles', 'repo_root', 'from_root', 'seed_everything', 'atomic', 'load_torch',
+           'write_json', 'locked', 'check_parameters']
 
 # %% ../nbs/00_core.ipynb #8eaebdfe
-import ast, hashlib, json, os, random, tempfile
+import ast, hashlib, json, os, random, tempfile, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +175,15 @@ def atomic(
         try: os.fsync(folder)
         finally: os.close(folder)
     finally: tmp.unlink(missing_ok=True)
+
+def load_torch(
+    path:Path,
+)->object: # on the CPU; ValueError when a byte is wrong, PyTorch's own errors when it is no file of tensors and plain data
+    "Load a PyTorch file without running code from it; PyTorch skips the checksums of its zip members, so they are checked here."
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as z: broken = z.testzip()
+        if broken: raise ValueError(f'the checksum of {broken} is wrong')
+    return torch.load(path, map_location='cpu', weights_only=True)
 
 def write_json(path:str|Path, data:dict):
     "Write JSON atomically; `nan` is refused, so write `None` for what is undefined."

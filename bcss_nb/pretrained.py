@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'HALF', 'IMAGENET', 'read_weights', 'map_vit', 'resize_po
            'load_pretrained', 'describe_loading']
 
 # %% ../nbs/02b_pretrained.ipynb #7e31208b
-import re, zipfile
+import re
 from math import isqrt
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import from_root
+from .core import from_root, load_torch
 
 # %% ../nbs/02b_pretrained.ipynb #75b3a0ba
 SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin')
@@ -48,10 +48,7 @@ def _open(path):
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
         return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as z: broken = z.testzip()
-        if broken: raise ValueError(f'the checksum of {broken} is wrong')
-    return torch.load(path, map_location='cpu', weights_only=True)
+    return load_torch(path)
 
 def _unwrap(found):
     "The innermost dict of weights."

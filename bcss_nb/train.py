@@ -6,7 +6,7 @@
 __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'best_precision', 'make_fabric', 'keep_memory', 'GlobalBatchNorm', 'share_norms',
            'predict', 'score', 'tracker', 'rate', 'param_groups', 'meant_for', 'labelled_area', 'starting_net',
            'identity', 'Trainer', 'progress', 'rounds', 'tick', 'train_step', 'judged', 'validate', 'gather', 'save',
-           'load', 'resume_run', 'Stopped', 'stop_signals', 'asked_to_stop', 'val_scores', 'finish_round', 'fit', 'run',
+           'load', 'resume_run', 'Stopped', 'stop_signals', 'agreed', 'val_scores', 'finish_round', 'fit', 'run',
            'main', 'show_history']
 
 # %% ../nbs/03_train.ipynb #50c32ccf
@@ -264,9 +264,13 @@ def rounds(t:Trainer)->int:
     return int(progress(t)*t.plan['rounds'] + 1e-9)
 
 def tick(t:Trainer):
-    "Add the time since the last tick to the time spent."
+    "Add the time since the last tick to the time spent; where the clock is the budget, all processes go by the slowest."
     now = time.time()
     t.spent, t.clock = t.spent + now - t.clock, now
+    if t.plan['seconds'] and t.fabric.world_size > 1:
+        slowest = torch.tensor(t.spent, dtype=torch.float64, device=t.fabric.device)
+        torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
+        t.spent = float(slowest)
 
 # %% ../nbs/03_train.ipynb #ae08615b
 def train_step(t:Trainer):
@@ -356,10 +360,11 @@ def stop_signals():
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-def asked_to_stop(t:Trainer, asked:list)->bool:
-    "Whether any process was asked to end; with many, they ask each other every tenth step."
-    if t.fabric.world_size == 1: return bool(asked)
-    return t.step % 10 == 0 and bool(t.fabric.all_reduce(torch.tensor(float(len(asked)), device=t.fabric.device), reduce_op='sum') > 0)
+def agreed(t:Trainer, *wishes)->tuple: # one bool for each
+    "Whether any process wishes something; many processes ask each other every tenth step, so that all do the same."
+    if t.fabric.world_size == 1: return tuple(map(bool, wishes))
+    if t.step % 10: return (False,)*len(wishes)
+    return tuple((t.fabric.all_reduce(torch.tensor(wishes, dtype=torch.float32, device=t.fabric.device), reduce_op='sum') > 0).tolist())
 
 # %% ../nbs/03_train.ipynb #5a84bc08
 def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; absent classes are left out
@@ -403,8 +408,8 @@ def fit(
                 log(**finish_round(t, out))
                 save(t, out); saved = t.clock = time.time()
                 bar.set_postfix({k: f'{v:.3g}' for k, v in t.history[-1].items() if k in ('loss', 'val_dice', 'tiles_s')})
-            stop = asked_to_stop(t, asked)
-            if stop or time.time() - saved > 60*save_minutes: save(t, out); saved = t.clock = time.time()
+            stop, due = agreed(t, len(asked), time.time() - saved > 60*save_minutes)
+            if stop or due: save(t, out); saved = t.clock = time.time()
             if stop and progress(t) < 1: raise Stopped(f'stopped after step {t.step}; {out/"last.pt"} is written, and the same command goes on from there')
     return t.about
 

@@ -72,6 +72,13 @@ def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
     assert len(read_checkpoint(tmp_path/'run'/'last.pt')['rng']) == 2
 
 
+def test_many_processes_go_by_one_clock_and_save_together(tmp_path):
+    smoke_set()
+    python(*TORCHRUN, '-m', 'bcss_nb.train', '--minutes', '0.05', '--batch', '2', '--out', tmp_path, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=150)
+    about = json.loads((tmp_path/'train.json').read_text())
+    assert about['unit'] == 'minutes' and 3 <= about['train_seconds'] < 8 and read_checkpoint(tmp_path/'last.pt')['finished']
+
+
 def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(ts, tmp_path):
     t = Trainer(ts, 'unet', steps=6, batch=2)
     calls = []
