@@ -56,10 +56,13 @@ def draw_colour(
     gen:torch.Generator,
     stain:float,         # each dye is scaled by 1 +- stain, uniformly
     light:float,         # gain 1 +- light per channel, offset +- light/2
+    dye:float=.15,       # standard deviation of each dye's own density per channel, as a share of stain
 )->tuple:                # (n, 3, 3) density matrices for pixels as columns, (n, 3) gains, (n, 3) offsets
     "Draw another laboratory for every tile."
     u = 2*torch.rand(n, 9, generator=gen) - 1
-    return ((_TO_DYES*(1 + stain*u[:, None, :3])) @ _HED).transpose(1, 2), 1 + light*u[:, 3:6], light/2*u[:, 6:]
+    dyes = _HED + dye*stain*torch.randn(n, 3, 3, generator=gen)
+    dyes *= (_HED.norm(dim=1)/dyes.norm(dim=2))[:, :, None]
+    return ((_TO_DYES*(1 + stain*u[:, None, :3])) @ dyes).transpose(1, 2), 1 + light*u[:, 3:6], light/2*u[:, 6:]
 
 # %% ../nbs/01f_augment.ipynb #2aee2fc2
 def recolour(
@@ -118,14 +121,15 @@ def augment(
     gen:torch.Generator, # on the CPU
     device='cpu',        # where the batch goes
     stain:float=.4, light:float=.05, # see `draw_colour`
-    mix:float=.5,        # chance of `cutmix` for a tile
+    mix:float=0.,        # chance of `cutmix` for a tile
     turn:bool=True,      # draw one of eight orientations
+    dye:float=.15,       # see `draw_colour`
     mine=slice(None),    # which of the B tiles this process fetches; all are drawn, so that processes agree
     pool:list=None,      # memory to use again, see `reuse`; CPU only
 )->tuple:                # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
     "Fetch a batch: turned, flipped, restained and relit."
     n, side = len(rows), images.shape[1]
-    which, colour, box = torch.randint(8, (n,), generator=gen)*turn, draw_colour(n, gen, stain, light), draw_boxes(n, side, gen, mix) if mix else None
+    which, colour, box = torch.randint(8, (n,), generator=gen)*turn, draw_colour(n, gen, stain, light, dye), draw_boxes(n, side, gen, mix) if mix else None
     x, y = (take(t, rows[mine], which[mine].tolist()).to(device) for t in (images, labels))
     out = reuse(pool, tuple(x.shape)) if pool is not None and x.device.type == 'cpu' else torch.empty(x.shape, device=device)
     parts = (x, *(t[mine].to(device, non_blocking=True) for t in colour), out)

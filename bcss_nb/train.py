@@ -53,7 +53,7 @@ class Config:
     pixels:str = 'half'
     stain:float = .4
     light:float = .05
-    mix:float = .5
+    mix:float = 0.
     precision:str = 'auto'
     compile:bool = False
     seed:int = 42

@@ -25,9 +25,9 @@ from bcss_nb.train import Trainer, predict, progress, tick, train_step
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
 OUT = Path('reports/bench/recipe.csv')
-VARIANTS = {'recipe': {}, 'no turns': dict(turn=False), 'no stain': dict(stain=0.), 'no light': dict(light=0.), 'neither': dict(stain=0., light=0.),
-    'stain 0.2': dict(stain=.2), 'light 0.2': dict(light=.2), 'cross-entropy alone': dict(loss='ce'), 'focal': dict(loss='dice_focal'),
-    'weighted classes': dict(weighted=True), 'averaged weights': dict(ema=.98), 'no CutMix': dict(mix=0.), 'rate x 2': dict(lr=3e-3)}
+VARIANTS = {'recipe': {}, 'no turns': dict(turn=False), 'no stain': dict(stain=0.), 'no light': dict(light=0.), 'dyes keep their colour': dict(dye=0.), 'stain 0.2': dict(stain=.2),
+    'light 0.2': dict(light=.2), 'CutMix': dict(mix=.5), 'cross-entropy alone': dict(loss='ce'), 'focal': dict(loss='dice_focal'), 'weighted classes': dict(weighted=True),
+    'averaged weights': dict(ema=.98)}
 
 
 def real_set(folder):
@@ -42,10 +42,10 @@ def third_patient():
     return np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files]), np.stack([np.asarray(Image.open(f)) for f in masks])
 
 
-def trained(ts, seed, turn=True, **config):
+def trained(ts, seed, turn=True, dye=.15, **config):
     "A net after the steps or minutes of a config, without validation."
     t = Trainer(ts, 'unet-s', seed=seed, **config)
-    t.stream.kwargs['turn'] = turn
+    t.stream.kwargs.update(turn=turn, dye=dye)
     t.clock = time.time()
     while progress(t) < 1:
         train_step(t)
