@@ -1,6 +1,7 @@
 """What each part of the training recipe brings: UNet-S, three seeds, on the sample's held-out hospitals and on real patients.
 
-    python bench/recipe.py sample   # choose: every variant, equal steps
+    python bench/recipe.py sample   # choose: every variant, equal steps, on the sample's held-out hospitals
+    python bench/recipe.py one      # the same hospitals after training on one large region of one other hospital: four simulated patients in turn
     python bench/recipe.py real     # the same variants on real tiles: train TCGA-A2-A0D2, test TCGA-A1-A0SK
     python bench/recipe.py confirm  # the chosen recipe, four minutes, against the stock loop, 30 passes, on the same real patients
 
@@ -21,6 +22,7 @@ from PIL import Image
 from bcss_nb.core import seed_everything
 from bcss_nb.dataset import TileSet, load_set, prepare, smoke_set
 from bcss_nb.metrics import confusion, dice
+from bcss_nb.sample import SITES, simulate_roi
 from bcss_nb.train import Trainer, predict, progress, tick, train_step
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
@@ -33,6 +35,17 @@ VARIANTS = {'recipe': {}, 'no turns': dict(turn=False), 'no stain': dict(stain=0
 def real_set(folder):
     "Real tiles: one patient to train on, another to test."
     return load_set(prepare('kaggle224', REAL/'kaggle224'/'BCSS', folder, test_patients='TCGA-A1-A0SK', val=0.))
+
+
+def one_patient(hospital, tiles=(10, 15)):
+    "The sample's held-out hospitals, and 150 tiles of one simulated patient of another hospital to train on."
+    ts = load_set(smoke_set())
+    test, (down, across), side = ts.part('test'), tiles, ts.manifest['tile']
+    name, image, codes = simulate_roi(17*len(SITES) + hospital, shape=(down*side, across*side))
+    cut = lambda a: np.ascontiguousarray(a.reshape(down, side, across, side, *a.shape[2:]).swapaxes(1, 2).reshape(-1, side, side, *a.shape[2:]))
+    labels = np.where(codes <= 2, codes, 0).astype(np.uint8)
+    table = pd.concat([pd.DataFrame(dict(tile=[f'{name}_{i}' for i in range(down*across)], patient=name[:12], site=SITES[hospital], split='train')), ts.tiles.iloc[test]])
+    return TileSet(table.reset_index(drop=True), np.concatenate([cut(image), ts.images[test]]), np.concatenate([cut(labels), ts.labels[test]]), ts.schema, ts.manifest)
 
 
 def third_patient():
@@ -103,16 +116,17 @@ def record(data, variant, seed, ts, third, make, **config):
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', nargs='?', default='sample', choices=['sample', 'real', 'confirm'])
+    p.add_argument('what', nargs='?', default='sample', choices=['sample', 'one', 'real', 'confirm'])
     p.add_argument('--variants', default='', help='comma-separated; empty: all')
     p.add_argument('--seeds', type=int, default=3)
-    p.add_argument('--steps', type=int, default=300, help='of sample and real')
+    p.add_argument('--steps', type=int, default=300, help='of all but confirm')
     p.add_argument('--minutes', type=float, default=4., help='of confirm')
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        ts = load_set(smoke_set()) if a.what == 'sample' else real_set(d)
-        third = None if a.what == 'sample' else third_patient()
-        for seed in range(a.seeds):
+        ts = load_set(smoke_set()) if a.what in ('sample', 'one') else real_set(d)
+        third = third_patient() if a.what in ('real', 'confirm') else None
+        for seed in range(4 if a.what == 'one' else a.seeds):
+            if a.what == 'one': ts = one_patient(seed)
             if a.what == 'confirm':
                 record('confirm', 'recipe', seed, ts, third, trained, minutes=a.minutes)
                 record('confirm', 'stock', seed, ts, third, stock)
