@@ -21,6 +21,7 @@ RAW ?= $(OWN)
 SCHEMA ?=
 MODELS ?= unet,unetr
 BUDGET ?= smoke
+SEEDS ?= 42,43,44
 TEST_SITES ?=
 TEST_PATIENTS ?=
 VAL_PATIENTS ?=
@@ -31,7 +32,7 @@ FOLD ?= 0
 SIZE ?= 224
 STRIDE ?= 0
 EDGE ?= drop
-SET = -S source='$(SOURCE)' -S raw="'$(RAW)'" -S schema="'$(SCHEMA)'" -S 'models=[$(MODELS)]' -S budget='$(BUDGET)' \
+SET = -S source='$(SOURCE)' -S raw="'$(RAW)'" -S schema="'$(SCHEMA)'" -S 'models=[$(MODELS)]' -S budget='$(BUDGET)' -S 'seeds=[$(SEEDS)]' \
   -S split.test_sites="'$(TEST_SITES)'" -S split.test_patients="'$(TEST_PATIENTS)'" -S split.val='$(VAL)' \
   -S split.name="'$(SPLIT)'" -S split.val_patients="'$(VAL_PATIENTS)'" -S split.folds='$(FOLDS)' -S split.fold='$(FOLD)' \
   -S tile.size='$(SIZE)' -S tile.stride='$(STRIDE)' -S tile.edge='$(EDGE)'
@@ -47,7 +48,7 @@ help: ## show this list
 	@echo
 	@echo "  data and train take SOURCE=sample|kaggle224|kaggle512|roi|auto RAW=<folder or zip> SCHEMA=kaggle3|bcss3|bcss5"
 	@echo "  SIZE=224 STRIDE=0 EDGE=drop|shift|pad SPLIT=site|custom|patient-kfold|shipped FOLDS=5 FOLD=0 TEST_SITES=OL,LL TEST_PATIENTS=TCGA-A1-A0SK"
-	@echo "  VAL=0.2 (0: no validation) VAL_PATIENTS=; train also takes MODELS=unet,unetr BUDGET=smoke|full; remote takes BUCKET=gs://bucket/path"
+	@echo "  VAL=0.2 (0: no validation) VAL_PATIENTS=; train also takes MODELS=unet,unetr BUDGET=smoke|full SEEDS=42,43,44; remote takes BUCKET=gs://bucket/path"
 
 $(VENV)/.pipeline: requirements.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
@@ -84,9 +85,9 @@ remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/
 	dvc remote add --force --default bucket "$(BUCKET)"
 	@echo "DVC now uses $(BUCKET). Log in with: gcloud auth application-default login; then dvc push, dvc pull. Commit .dvc/config to share it."
 
-train: setup ## the whole pipeline on the source you name, then the table
+train: setup ## the whole pipeline on the source you name, then the table and reports/compare.html
 	@$(raw_there)
-	dvc exp run $(SET) compare
+	dvc exp run $(SET) report
 	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
 
 sweep: setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table

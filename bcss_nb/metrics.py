@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'over_ranks', 'by_label', 'DiceCELoss', 'class_weights', 'make_loss', 'confusion', 'confusion_by_patient',
-           'dice', 'iou', 'accuracy', 'mean_dice', 'named', 'resample', 'interval', 'paired_difference',
-           'show_confusion']
+           'dice', 'iou', 'precision', 'recall', 'accuracy', 'mean_dice', 'without_other', 'named', 'show_confusion']
 
 # %% ../nbs/02a_metrics.ipynb #78dfc684
 import numpy as np
@@ -119,6 +118,18 @@ def iou(
     "Intersection over union (Jaccard 1901) of each class."
     tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, truth + pred - tp)
 
+def precision(
+    counts, # (..., n, n) pixel counts
+)->np.ndarray: # (..., n) 0 to 1, nan where nothing was predicted
+    "Share of the pixels predicted as a class that are of it."
+    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, pred)
+
+def recall(
+    counts, # (..., n, n) pixel counts
+)->np.ndarray: # (..., n) 0 to 1, nan where there is nothing to find
+    "Share of the pixels of a class that were found."
+    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, truth)
+
 def accuracy(
     counts, # (..., n, n) pixel counts
 )->np.ndarray: # (...) 0 to 1, nan without pixels
@@ -127,53 +138,22 @@ def accuracy(
 
 # %% ../nbs/02a_metrics.ipynb #8c741c46
 def mean_dice(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (...) mean over the classes that are defined
+    counts,       # (..., n, n) pixel counts
+    which=None,   # indices of the classes that count; None: all
+)->np.ndarray:    # (...) mean over the classes that are defined
     "Mean Dice over classes; nan only when no class is defined."
-    d = dice(counts)
+    d = dice(counts) if which is None else dice(counts)[..., list(which)]
     return _ratio(np.nansum(d, -1), (~np.isnan(d)).sum(-1))
+
+def without_other(classes)->list: # indices
+    "The classes that mean something."
+    return [i for i, c in enumerate(classes) if c != 'other']
 
 def named(values, classes)->dict: # class name -> float, None where undefined
     "Scores by class name, ready for JSON."
     return {c: None if np.isnan(v) else round(float(v), 4) for c, v in zip(classes, values)}
 
 # %% ../nbs/02a_metrics.ipynb #bb364573
-def resample(
-    counts,      # (P, n, n) per patient
-    times=2000,
-    seed=0,
-)->np.ndarray:   # (times, n, n) pooled counts of each resample
-    "Bootstrap over patients."
-    counts = np.asarray(counts, dtype=np.float64); p = len(counts)
-    draws = np.random.default_rng(seed).multinomial(p, np.full(p, 1/p), times)
-    return np.einsum('tp,pij->tij', draws, counts, optimize=True)
-
-def interval(
-    values,      # (times, ...) bootstrapped scores
-    level=.95,
-)->tuple:        # low, high; nan where the score is undefined in every resample
-    "Percentile interval."
-    a = (1 - level)/2
-    values = np.asarray(values)
-    gone = np.isnan(values).all(0)
-    low, high = np.nanquantile(np.where(gone, 0., values), (a, 1 - a), axis=0)
-    return np.where(gone, np.nan, low), np.where(gone, np.nan, high)
-
-# %% ../nbs/02a_metrics.ipynb #6c4b1160
-def paired_difference(
-    a, b,        # (P, n, n) counts of two models, same patients in the same order
-    score=dice,  # any function of pooled counts
-    times=2000, seed=0,
-)->dict:         # mean, low, high: arrays shaped like score(pooled); patients: P. Intervals are nan below 2 patients
-    "Difference score(a) - score(b), pooled, with a paired patient-bootstrap 95 % interval."
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape: raise ValueError(f'the two models were scored on different patients or classes: {a.shape} and {b.shape}')
-    mean = score(a.sum(0)) - score(b.sum(0))
-    low, high = interval(score(resample(a, times, seed)) - score(resample(b, times, seed)))
-    if len(a) < 2: low, high = low*np.nan, high*np.nan
-    return dict(mean=mean, low=low, high=high, patients=len(a))
-
-# %% ../nbs/02a_metrics.ipynb #ad7793d9
 def show_confusion(
     counts,        # (n, n) pixel counts
     schema:Schema, # class names

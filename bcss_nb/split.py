@@ -122,7 +122,7 @@ def _split_name(name, *lists):
     if name != 'custom' and given: raise ValueError(f'lists of hospitals or patients go with split custom, not {name}')
     return name, given
 
-# %% ../nbs/01e_split.ipynb #bf3f31b4
+# %% ../nbs/01e_split.ipynb #01e-spli27
 def shipped_parts(
     tiles:pd.DataFrame, # columns patient, shipped_split
 )->np.ndarray:          # (n,) 'train' or 'test'; ValueError when the source ships no folders

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'best_precision', 'make_fabric', 'keep_memory', 'GlobalBatchNorm', 'share_norms',
-           'predict', 'score', 'tracker', 'rate', 'param_groups', 'meant_for', 'labelled_area', 'starting_net',
+           'infer', 'predict', 'score', 'tracker', 'rate', 'param_groups', 'meant_for', 'labelled_area', 'starting_net',
            'identity', 'Trainer', 'progress', 'rounds', 'tick', 'train_step', 'judged', 'validate', 'gather', 'save',
            'load', 'resume_run', 'Stopped', 'stop_signals', 'agreed', 'val_scores', 'finish_round', 'fit', 'run',
            'main', 'show_history']
@@ -120,21 +120,25 @@ def share_norms(net:nn.Module, device:torch.device)->nn.Module: # the same weigh
 
 # %% ../nbs/03_train.ipynb #cd746ea3
 @torch.no_grad()
-def predict(
+def infer(
     net:nn.Module, # logits of (B, 3, H, W)
     ts:TileSet,
     rows,          # (n,) row numbers of the set
     batch=16, device='cpu',
-)->torch.Tensor:   # (n, H, W) uint8 class index; FloatingPointError on NaN or infinity
-    "The most likely class of each pixel, tile by tile."
-    was, out = net.training, [torch.empty(0, *ts.labels.shape[1:], dtype=torch.uint8)]
+):                 # FloatingPointError on NaN or infinity
+    "Yield the logits (b, C, H, W) of the tiles, batch by batch."
+    was = net.training
     net.eval()
-    for x, _ in batches(ts, rows, batch, device):
-        logits = net(x)
-        if not torch.isfinite(logits).all(): raise FloatingPointError('the net predicts NaN or infinity: lower lr, or train in 32-true')
-        out.append(logits.argmax(1).to(torch.uint8).cpu())
-    net.train(was)
-    return torch.cat(out)
+    try:
+        for x, _ in batches(ts, rows, batch, device):
+            logits = net(x)
+            if not torch.isfinite(logits).all(): raise FloatingPointError('the net predicts NaN or infinity: lower lr, or train in 32-true')
+            yield logits
+    finally: net.train(was)
+
+def predict(net:nn.Module, ts:TileSet, rows, batch=16, device='cpu')->torch.Tensor: # (n, H, W) uint8 class index
+    "The most likely class of each pixel, tile by tile; see `infer`."
+    return torch.cat([torch.empty(0, *ts.labels.shape[1:], dtype=torch.uint8)] + [l.argmax(1).to(torch.uint8).cpu() for l in infer(net, ts, rows, batch, device)])
 
 def score(
     net:nn.Module, ts:TileSet, rows,
