@@ -172,7 +172,8 @@ def class_table(r:dict): # DataFrame, one row a class; from `record`
     import pandas as pd
     def cell(name, c):
         value, (low, high) = r[name][c], r[f'{name}_interval'][c]
-        return '' if value is None else f'{value:.3f}' + f' ({low:.3f} to {high:.3f})'*(low is not None)
+        span = f' ({low:.3f} to {high:.3f})' if low is not None else ''
+        return '' if value is None else f'{value:.3f}' + span
     names = {'dice': 'Dice', 'iou': 'IoU', 'precision': 'precision', 'recall': 'recall', 'surface_dice': f'surface Dice, {REACH:g} µm'}
     return pd.DataFrame({title: {c: cell(name, c) for c in r['classes']} for name, title in names.items()})
 

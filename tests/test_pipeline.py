@@ -11,13 +11,13 @@ import torch
 from bcss_nb.checkpoint import load_checkpoint, read_checkpoint
 from bcss_nb.core import IGNORE
 from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.evaluate import any_run
+from bcss_nb.evaluate import any_runs
 from bcss_nb.metrics import DiceCELoss
 from bcss_nb.models import build_model
 from bcss_nb.train import Trainer, fit, tracker
 
 ROOT = Path(__file__).parent.parent
-PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '03c_profile', '04_evaluate', '05_compare', '00a_eda']
+PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '03c_profile', '04_evaluate', '04a_robustness', '04b_leak', '05_compare', '05a_report', '00a_eda']
 
 
 def papermill(notebook, out, *args):
@@ -64,7 +64,7 @@ def test_same_seed_same_weights(tmp_path):
 
 
 def test_checkpoint_of_another_model_or_schema_is_refused():
-    run = any_run('unet', load_set(smoke_set()))
+    run = any_runs('unet', load_set(smoke_set()))[0]
     with pytest.raises(ValueError, match='not unetr'): load_checkpoint(run/'best.pt', 'unetr')
     with pytest.raises(ValueError, match='not bcss5'): load_checkpoint(run/'best.pt', schema='bcss5')
 
