@@ -73,7 +73,8 @@ PAGE = """<!doctype html>
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: .85rem }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #8886; text-align: right }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #8886; text-align: right; vertical-align: bottom }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto } figure { margin: 1.5rem 0 } img { max-width: 100%; background: white } figcaption { font-size: .85rem }
 .verdict { font-size: 1.15rem; border-left: .3rem solid #0072B2; padding-left: 1rem }
@@ -94,7 +95,8 @@ th:first-child, td:first-child { text-align: left }
 
 def html(table)->str: # '' for None
     "A DataFrame as an HTML table, escaped."
-    return '' if table is None else table.to_html(border=0, na_rep='', float_format=lambda v: f'{v:g}' if v == int(v) else f'{v:.3f}')
+    if table is None: return ''
+    return table.rename_axis(table.index.name or 'class').reset_index().to_html(border=0, index=False, na_rep='', float_format=lambda v: f'{v:g}' if v == int(v) else f'{v:.3f}')
 
 # %% ../nbs/05a_report.ipynb #05a-repo14
 def robustness_of(folder:Path, records:list)->dict: # model -> DataFrame; empty when a model has none
