@@ -24,7 +24,8 @@ FIGURES = {'difference': 'Paired difference of Dice. Thick: 95 % over patients; 
     'patients': 'Dice of each patient and class under both models.', 'learning': 'Training loss and validation Dice of every training.', 'cost': 'Mean Dice against computation.',
     'calibration': 'Probability of the predicted class against how often it is right.', 'risk': 'Errors that remain when the most doubtful pixels are left out.',
     'distance': 'Errors by distance from the next true border.'}
-PER_MODEL = {'worst': 'Where {} misses most of each class: image, truth, prediction, doubt.', 'best': 'Where {} does best.'}
+PER_MODEL = {'confusion': 'What became of each true class under {}, as a share of it.',
+    'worst': 'Where {} misses most of each class: image, truth, prediction, doubt.', 'best': 'Where {} does best.'}
 
 def picture(png:bytes)->str: # a data URI
     "A PNG to put into a page."
