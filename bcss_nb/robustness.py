@@ -76,7 +76,7 @@ def show_shifts(tables:dict): # model -> DataFrame from `shift_table`
     axes[0, 0].set_ylabel('mean Dice'); axes[0, 0].legend(frameon=False, loc='lower left')
     return fig
 
-# %% ../nbs/04a_robustness.ipynb #04a-robu18
+# %% ../nbs/04a_robustness.ipynb #04a-robu19
 @torch.no_grad()
 def eight_views(
     net, x:torch.Tensor, # (B, C, S, S)
