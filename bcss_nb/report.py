@@ -72,7 +72,7 @@ PAGE = """<!doctype html>
 <link rel="icon" href="data:,">
 <style>
 :root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: .85rem }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #8886; text-align: right; vertical-align: bottom }
 td { white-space: nowrap }
