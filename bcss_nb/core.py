@@ -176,6 +176,7 @@ def atomic(
         finally: os.close(folder)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #e74cb6f7
 def load_torch(
     path:Path,
 )->object: # on the CPU; ValueError when a byte is wrong, PyTorch's own errors when it is no file of tensors and plain data

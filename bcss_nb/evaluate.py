@@ -118,6 +118,7 @@ def scores(
     out['hospitals'] = {s: dict(patients=sum(v == s for v in sites), **named(dice(k).mean(0), classes)) for s, k in grouped}
     return out
 
+# %% ../nbs/04_evaluate.ipynb #4f1fdfb9
 def doubts(counts:dict, classes)->dict:
     "Calibration, and what doubt is good for."
     raw, cool, hist = (counts[k].mean(0).sum(0) for k in ('raw', 'calibrated', 'doubt'))

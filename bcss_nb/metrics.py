@@ -32,6 +32,7 @@ def by_label(
     "Add up maps over the pixels of each label; of probabilities, a soft confusion matrix."
     with torch.autocast(maps.device.type, enabled=False): return (maps.flatten(2) @ truth.flatten(2).mT).sum(0)
 
+# %% ../nbs/02a_metrics.ipynb #ff97be7a
 class DiceCELoss(nn.Module):
     "Cross-entropy plus soft Dice over the batch, blind to IGNORE."
     def __init__(self,
@@ -118,6 +119,7 @@ def iou(
     "Intersection over union (Jaccard 1901) of each class."
     tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, truth + pred - tp)
 
+# %% ../nbs/02a_metrics.ipynb #35eccbf2
 def precision(
     counts, # (..., n, n) pixel counts
 )->np.ndarray: # (..., n) 0 to 1, nan where nothing was predicted

@@ -94,6 +94,7 @@ th:first-child, td:first-child { text-align: left }
 </body></html>
 """
 
+# %% ../nbs/05a_report.ipynb #14b7a2d1
 def html(table)->str: # '' for None
     "A DataFrame as an HTML table, escaped."
     if table is None: return ''
@@ -120,6 +121,7 @@ def shift_tables(folder:Path, records:list): # DataFrame, or None when a model h
     both = next(iter(tables.values()))[['shift', 'strength']]
     return both.assign(**{m: t['mean_dice'] for m, t in tables.items()}).set_index('shift')
 
+# %% ../nbs/05a_report.ipynb #01dec7e0
 def tables_of(folder:Path, result:dict)->list: # (heading, sentence, HTML table)
     "All tables of the page."
     records, pair, shifts, leak = result['models'], result['difference'], shift_tables(folder, result['models']), read_table(folder/'leak.csv')
@@ -192,6 +194,8 @@ Doubt (entropy) finds errors with AUROC {{ r.doubt_auroc }}:
 ## Comparison
 {{ verdict }}
 """
+
+# %% ../nbs/05a_report.ipynb #4a9f7334
 LIMITS = ['Regions were chosen by the annotators; a whole slide holds much that no region shows.',
           'Masks are coarse: borders are the hand of the annotator, within some micrometres.',
           'All patients are from TCGA: large tumours from US hospitals; age, ancestry and scanner are not balanced.']

@@ -136,6 +136,7 @@ def infer(
             yield logits
     finally: net.train(was)
 
+# %% ../nbs/03_train.ipynb #950e6779
 def predict(net:nn.Module, ts:TileSet, rows, batch=16, device='cpu')->torch.Tensor: # (n, H, W) uint8 class index
     "The most likely class of each pixel, tile by tile; see `infer`."
     return torch.cat([torch.empty(0, *ts.labels.shape[1:], dtype=torch.uint8)] + [l.argmax(1).to(torch.uint8).cpu() for l in infer(net, ts, rows, batch, device)])
