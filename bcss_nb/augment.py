@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# %% ../nbs/01f_augment.ipynb #01f-augm01
+for _f in (torch.exp, torch.log, torch.log1p, torch.expm1, torch.sqrt, torch.rsqrt, torch.tanh, torch.erf, torch.sigmoid): _f(torch.ones(8))
+
 # %% ../nbs/01f_augment.ipynb #dc78135e
 def turned(
     tile,  # (S, S, ...) array or tensor
