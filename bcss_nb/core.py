@@ -115,8 +115,8 @@ def overlay(
     alpha:float=.4,   # opacity of the labels, 0 to 1
 )->np.ndarray:        # (H, W, 3) uint8
     "Lay label colours over an image; ignored pixels stay as they are."
-    a = np.where(label == IGNORE, 0, alpha)[..., None]
-    return (image*(1 - a) + rgb_table(schema)[label]*a).astype(np.uint8)
+    a = np.where(label == IGNORE, 0, round(alpha*256)).astype(np.uint16)[..., None]
+    return (image*(256 - a) + rgb_table(schema)[label]*a >> 8).astype(np.uint8)
 
 def add_legend(fig, schema:Schema):
     "Put the class names below a figure."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIECE', 'STRIPE', 'ENDINGS', 'starts', 'fitting', 'weights', 'ahead', 'bands', 'most_likely', 'probabilities',
            'entropy', 'Maps', 'new_map', 'pieces', 'Preview', 'settle', 'predict', 'finish', 'all_features', 'summary',
-           'overview', 'thinned', 'predict_file', 'work_folder', 'write_outputs', 'find_pictures', 'predict_files']
+           'overview', 'predict_file', 'work_folder', 'write_outputs', 'find_pictures', 'predict_files']
 
 # %% ../nbs/06_predict.ipynb #06-predi02
 import json, os, shutil, sys, time, warnings
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .core import IGNORE, atomic, overlay, write_json
 from .engines import MULTIPLE, Engine, open_engine
-from .shapes import LEAST, SIMPLIFY, areas, coarsen, collection, features, open_probabilities, outlines, sieved, simplified, tally, write_class_map
+from .shapes import LEAST, SIMPLIFY, areas, coarsen, collection, features, open_probabilities, outlines, sieved, simplified, tally, thinned, write_class_map
 from .slides import Picture, has_tissue, open_picture, tissue_share
 
 # %% ../nbs/06_predict.ipynb #06-predi08
@@ -242,13 +242,7 @@ def summary(maps:Maps, p:Picture, engine:Engine)->dict: # JSON-ready
 
 def overview(maps:Maps, schema)->np.ndarray: # (h, w, 3) uint8
     "The class colours over the preview."
-    label = maps.label[::maps.step, ::maps.step] if isinstance(maps.label, np.ndarray) else thinned(maps.label, maps.step)
-    return overlay(maps.preview, label, schema)
-
-def thinned(label, step:int)->np.ndarray: # every step-th pixel of a map on disk
-    "Thin out a map piece by piece."
-    return np.concatenate([np.concatenate([np.asarray(label[y:y+k, x:x+k])[::step, ::step] for x in range(0, label.shape[1], k)], 1)
-                           for k in [max(1, PIECE//step)*step] for y in range(0, label.shape[0], k)])
+    return overlay(maps.preview, thinned(maps.label, maps.step), schema)
 
 # %% ../nbs/06_predict.ipynb #06-predi39
 def predict_file(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'SIMPLIFY', 'CHANGED', 'SIDE', 'sieved', 'outlines', 'drawn', 'simplified', 'features', 'collection',
-           'write_class_map', 'open_probabilities', 'coarsen', 'tally', 'areas']
+           'thinned', 'write_class_map', 'open_probabilities', 'coarsen', 'tally', 'areas']
 
 # %% ../nbs/06c_shapes.ipynb #06c-shap02
 import json, uuid
@@ -35,7 +35,8 @@ def outlines(
     "A polygon for every connected region of a class."
     import shapely
     from rasterio.features import shapes
-    found = [(shapely.Polygon(s['coordinates'][0], s['coordinates'][1:]), int(c)) for s, c in shapes(label, mask=label != IGNORE, connectivity=4)]
+    ring = lambda r: shapely.linearrings(np.array(r))
+    found = [(shapely.polygons(ring(s['coordinates'][0]), [ring(r) for r in s['coordinates'][1:]] or None), int(c)) for s, c in shapes(label, mask=label != IGNORE, connectivity=4)]
     polygons = np.empty(len(found), object)
     polygons[:] = [p for p, _ in found]
     return polygons, np.array([c for _, c in found], int)
@@ -96,11 +97,22 @@ def collection(
 # %% ../nbs/06c_shapes.ipynb #06c-shap26
 SIDE = 512  # of a tile in the file, pixels
 
+def thinned(
+    label,           # (H, W) uint8, in memory or on disk
+    step:int,
+    y=0, x=0, side=0, # of the part wanted, pixels of `label`; side 0: all
+)->np.ndarray:       # every step-th pixel of the part
+    "Thin out a map, 4 megapixels at a time."
+    if isinstance(label, np.ndarray) and not side: return label[::step, ::step]
+    k = max(1, 2048//step)*step
+    y1, x1 = (min(n, at + side) if side else n for n, at in zip(label.shape, (y, x)))
+    return np.concatenate([np.concatenate([np.asarray(label[r:min(r+k, y1), c:min(c+k, x1)])[::step, ::step] for c in range(x, x1, k)], 1) for r in range(y, y1, k)])
+
 def _tiles(label, step:int):
     "Tiles of every step-th pixel, row by row."
     for y in range(0, label.shape[0], SIDE*step):
         for x in range(0, label.shape[1], SIDE*step):
-            part = np.asarray(label[y:y+SIDE*step, x:x+SIDE*step])[::step, ::step]
+            part = thinned(label, step, y, x, SIDE*step)
             yield np.pad(part, [(0, SIDE - n) for n in part.shape], constant_values=IGNORE)
 
 def write_class_map(
