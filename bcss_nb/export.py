@@ -141,7 +141,7 @@ def inference(about:dict, net:nn.Module)->dict: # JSON-ready
             dict(_target_='ScaleIntensityRanged', keys='image', a_min=0, a_max=255, b_min=0, b_max=1)]
     save = [dict(_target_='AsDiscreted', keys='pred', argmax=True),
             dict(_target_='SaveImaged', keys='pred', output_dir='@output_dir', output_ext='.png', output_postfix='classes', output_dtype='$np.uint8', separate_folder=False, resample=False)]
-    return dict(imports=['$import glob, os, torch', '$import numpy as np'], bundle_root='.', dataset_dir='.', output_dir="$os.path.join(@bundle_root, 'eval')",
+    return dict(imports=['$import glob', '$import os', '$import numpy as np', '$import torch'], bundle_root='.', dataset_dir='.', output_dir="$os.path.join(@bundle_root, 'eval')",
         device="$torch.device('cuda' if torch.cuda.is_available() else 'cpu')", network_def=network_def(about, net), network='$@network_def.to(@device)',
         preprocessing=dict(_target_='Compose', transforms=read), postprocessing=dict(_target_='Compose', transforms=save),
         dataset=dict(_target_='Dataset', data="$[dict(image=f) for f in sorted(glob.glob(os.path.join(@dataset_dir, '*.png')))]", transform='@preprocessing'),
