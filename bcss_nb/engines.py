@@ -99,7 +99,7 @@ class TorchEngine(Engine):
     def run(self, x):
         import torch
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
-            pixels = torch.from_numpy(x).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(x if x.flags.writeable else x.copy()).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return self.net(pixels.float().div_(255)).float().cpu().numpy()
 
     @staticmethod

@@ -136,17 +136,17 @@ def metadata(about:dict)->dict: # JSON-ready
 # %% ../nbs/07_export.ipynb #07-expor20
 def inference(about:dict, net:nn.Module)->dict: # JSON-ready
     "The bundle's pipeline; `--dataset_dir` and `--output_dir` say where."
-    size = about['tile'] if about['model'] != 'unet' else 512
-    read = [dict(_target_='LoadImaged', keys='image', reader='PILReader', converter="$lambda p: p.convert('RGB')"), dict(_target_='EnsureChannelFirstd', keys='image', channel_dim=-1),
+    turn = lambda key: dict(_target_='Transposed', keys=key, indices=[0, 2, 1])  # MONAI reads pictures column by column
+    read = [dict(_target_='LoadImaged', keys='image', reader='PILReader', converter="$lambda p: p.convert('RGB')"), dict(_target_='EnsureChannelFirstd', keys='image', channel_dim=-1), turn('image'),
             dict(_target_='ScaleIntensityRanged', keys='image', a_min=0, a_max=255, b_min=0, b_max=1)]
-    save = [dict(_target_='AsDiscreted', keys='pred', argmax=True),
+    save = [dict(_target_='AsDiscreted', keys='pred', argmax=True), turn('pred'),
             dict(_target_='SaveImaged', keys='pred', output_dir='@output_dir', output_ext='.png', output_postfix='classes', output_dtype='$np.uint8', separate_folder=False, resample=False)]
     return dict(imports=['$import glob', '$import os', '$import numpy as np', '$import torch'], bundle_root='.', dataset_dir='.', output_dir="$os.path.join(@bundle_root, 'eval')",
         device="$torch.device('cuda' if torch.cuda.is_available() else 'cpu')", network_def=network_def(about, net), network='$@network_def.to(@device)',
         preprocessing=dict(_target_='Compose', transforms=read), postprocessing=dict(_target_='Compose', transforms=save),
         dataset=dict(_target_='Dataset', data="$[dict(image=f) for f in sorted(glob.glob(os.path.join(@dataset_dir, '*.png')))]", transform='@preprocessing'),
         dataloader=dict(_target_='DataLoader', dataset='@dataset', batch_size=1, num_workers=0),
-        inferer=dict(_target_='SlidingWindowInferer', roi_size=[size, size], sw_batch_size=2, overlap=.25, mode='gaussian'),
+        inferer=dict(_target_='SlidingWindowInferer', roi_size=[about['tile']]*2, sw_batch_size=2, overlap=.25, mode='gaussian'),
         checkpoint=dict(_target_='CheckpointLoader', load_path="$os.path.join(@bundle_root, 'models', 'model.pt')", load_dict=dict(model='@network')),
         evaluator=dict(_target_='SupervisedEvaluator', device='@device', val_data_loader='@dataloader', network='@network', inferer='@inferer', postprocessing='@postprocessing', val_handlers=['@checkpoint']),
         run=['$@evaluator.run()'])
