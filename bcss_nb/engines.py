@@ -33,11 +33,14 @@ class Engine:
 
     def __call__(self, x:np.ndarray)->np.ndarray: # (B, H, W, 3) uint8 -> (B, C, H, W) float32; ValueError on other shapes
         "Logits of some windows."
-        _, h, w, c = x.shape
-        if x.dtype != np.uint8 or c != 3: raise ValueError(f'windows are (B, H, W, 3) uint8, got {x.shape} {x.dtype}')
+        if x.dtype != np.uint8 or x.shape[-1] != 3: raise ValueError(f'windows are (B, H, W, 3) uint8, got {x.shape} {x.dtype}')
+        self.check(*x.shape[1:3])
+        return self.run(x)
+
+    def check(self, h:int, w:int):
+        "ValueError for sides the net does not take."
         if self.fixed and (h, w) != (self.side, self.side): raise ValueError(f'{self.model} takes windows of {self.side}x{self.side} pixels, got {w}x{h}')
         if h % MULTIPLE or w % MULTIPLE or min(h, w) < 2*MULTIPLE: raise ValueError(f'sides of a window are multiples of {MULTIPLE} from {2*MULTIPLE} on, got {w}x{h}')
-        return self.run(x)
 
     @staticmethod
     def blend(strip:np.ndarray, at:int, logits:np.ndarray, g:np.ndarray): # (C + 1, S, W), changed in place; a column; (C, S, S); (S, S)
@@ -142,7 +145,11 @@ class OnnxEngine(ExportedEngine):
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         self.session = onnxruntime.InferenceSession(str(self.path), options, providers=['CPUExecutionProvider'])
 
-    def run(self, x): return self.session.run(['logits'], dict(image=as_input(x)))[0]
+    def run(self, x): return self.logits(as_input(x))
+
+    def logits(self, x:np.ndarray)->np.ndarray: # (B, 3, H, W) float32 in [0, 1] -> (B, C, H, W)
+        "What the graph says."
+        return self.session.run(['logits'], dict(image=x))[0]
 
 class OnnxInt8Engine(OnnxEngine):
     "ONNX Runtime with 8-bit weights and activations."

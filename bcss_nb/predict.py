@@ -38,11 +38,13 @@ def starts(
 
 def fitting(
     engine:Engine, p:Picture,
-    window=0, stride=0, # pixels; 0: 512 for a UNet, the side of its tiles for a UNETR; three quarters of the window
+    window=0, stride=0, # pixels; 0: for a UNet 512, or all of a small picture, for a UNETR the side of its tiles; three quarters of the window
 )->tuple:               # window, stride; ValueError when they do not fit the net
     "The window and the stride for a picture."
     largest = -(-max(p.width, p.height, 2*MULTIPLE)//MULTIPLE)*MULTIPLE
-    window = window or (engine.side if engine.fixed else min(512, largest))
+    if not window:
+        pieces = len(starts(p.width, 512, 384))*len(starts(p.height, 512, 384))
+        window = engine.side if engine.fixed else largest if largest**2 <= min(pieces*512**2, 2**20) else 512
     stride = stride or max(MULTIPLE, window*3//4//MULTIPLE*MULTIPLE)
     for what, v in (('window', window), ('stride', stride)):
         if v % MULTIPLE or v <= 0: raise ValueError(f'{what} is a multiple of {MULTIPLE} pixels, got {v}')
