@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'WEB', 'ERRORS', 'HEADERS', 'Settings', 'Line', 'look', 'as_
            'programs', 'operators', 'run_service']
 
 # %% ../nbs/08_serve.ipynb #08-serve02
-import asyncio, io, json, logging, os, queue, signal, sys, time, uuid
+import asyncio, io, json, logging, os, queue, sys, time, uuid
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,15 +19,14 @@ from pathlib import Path
 import numpy as np
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.exceptions import HTTPException
 
 import bcss_nb
-from .core import GLASS, overlay, rgb_table, tissue_share
+from .core import overlay, rgb_table, tissue_share
 from .engines import OnnxEngine, cores, open_engine, read_manifest
 from .kserve import describe_model, read_request, write_answer
 from .limits import Gate, Refused, check_picture, decode
@@ -242,10 +241,10 @@ def answer(service, maps, p, found, accept):
 
 def count(service, maps, found):
     "Feed the metrics."
-    m, doubts = service.metrics, [(c['doubt'], c['area_mm2']) for c in found['classes'].values() if c['doubt'] is not None]
+    m, (_, seen, doubt) = service.metrics, maps.counts[:-1].sum(0)
     m.work.observe(found['seconds'] + found['cleaning_seconds']); m.pixels.inc(maps.label.size)
     for c, n in zip(service.schema.classes, maps.counts[:, 0]): m.shares.labels(c).inc(n)
-    if doubts: m.doubt.observe(np.average(*zip(*doubts)) if sum(a for _, a in doubts) else 0.)
+    if seen: m.doubt.observe(doubt/seen)
 
 def result(service, key:str, file:str)->Response: # Refused with 404
     "One of the maps an answer links to."
@@ -303,11 +302,13 @@ def people(app, service):
         "What an answer of `/predict` links to, for a few minutes."
         return await asyncio.to_thread(result, service, key, file)
 
+    text = (WEB/'index.html').read_text()
+    if service.s.store and service.s.store_pixels: text = text.replace('Pictures are not kept.', 'Pictures are kept to watch over the service.')
     @app.get('/', include_in_schema=False)
-    async def page(): return FileResponse(WEB/'index.html')
+    async def page(): return HTMLResponse(text)
 
     @app.get('/docs', include_in_schema=False)
-    async def docs(): return get_swagger_ui_html(openapi_url='openapi.json', title='bcss_nb', swagger_js_url='static/swagger/swagger-ui-bundle.js', swagger_css_url='static/swagger/swagger-ui.css', swagger_favicon_url='static/icon.svg')
+    async def docs(): return FileResponse(WEB/'docs.html')
 
     import swagger_ui_bundle
     app.mount('/static/swagger', StaticFiles(directory=next((Path(swagger_ui_bundle.__file__).parent/'vendor').iterdir())))
