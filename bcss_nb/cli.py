@@ -91,4 +91,4 @@ def main(argv=None)->int: # exit status
     try: return min(1, a.do(a))
     except (OSError, ValueError, FloatingPointError) as e: print(f'bcss {a.command}: {e}', file=sys.stderr); return 1
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

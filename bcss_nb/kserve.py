@@ -50,7 +50,7 @@ def read_request(
     if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict): raise Refused(400, 'give one input, named image')
     t = tensors[0]
     name, shape, kind, more = t.get('name'), t.get('shape'), t.get('datatype'), t.get('parameters') or {}
-    if name != 'image' or kind not in TYPES: raise Refused(400, f'the input is named image and of type {", ".join(TYPES)}')
+    if name != 'image' or not isinstance(kind, str) or kind not in TYPES: raise Refused(400, f'the input is named image and of type {", ".join(TYPES)}')
     if not isinstance(shape, list) or len(shape) != 4 or any(type(n) is not int or not 0 < n < 100_000 for n in shape) or shape[1] != 3: raise Refused(400, 'the shape of image is [batch, 3, height, width]')
     if shape[0]*shape[2]*shape[3] > most: raise Refused(413, f'{shape[0]*shape[2]*shape[3]} pixels, {most} are allowed: send a smaller batch')
     size = more.get('binary_data_size') if isinstance(more, dict) else None

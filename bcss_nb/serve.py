@@ -310,8 +310,8 @@ def people(app, service):
     @app.get('/docs', include_in_schema=False)
     async def docs(): return FileResponse(WEB/'docs.html')
 
-    import swagger_ui_bundle
-    app.mount('/static/swagger', StaticFiles(directory=next((Path(swagger_ui_bundle.__file__).parent/'vendor').iterdir())))
+    import fastapi_offline
+    app.mount('/static/swagger', StaticFiles(directory=Path(fastapi_offline.__file__).parent/'static'))
     app.mount('/static', StaticFiles(directory=WEB))
 
 # %% ../nbs/08_serve.ipynb #08-serve32
