@@ -13,7 +13,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,7 @@ class Results:
         "Keep maps; the oldest go first."
         key, size, p = uuid.uuid4().hex, maps.label.nbytes + maps.doubt.nbytes, copy(p)
         p.source = None
-        self.kept[key] = time.monotonic(), size, maps, p
+        self.kept[key] = time.monotonic(), size, replace(maps, preview=None), p
         self.size += size
         while self.kept and (self.size > self.most or next(iter(self.kept.values()))[0] < time.monotonic() - self.seconds): self.size -= self.kept.popitem(last=False)[1][1]
         return key

@@ -24,8 +24,8 @@ def sieved(
 )->np.ndarray:        # (H, W) uint8
     "Join specks to their largest neighbour; what was not predicted stays so."
     from rasterio.features import sieve
-    if pixels < 2: return label
-    out = sieve(label, pixels, mask=label != IGNORE, connectivity=4)
+    if pixels < 2 or label.size < 3: return label
+    out = sieve(label, min(pixels, label.size - 1), mask=label != IGNORE, connectivity=4)
     return np.where(label == IGNORE, IGNORE, out)
 
 # %% ../nbs/06c_shapes.ipynb #06c-shap12

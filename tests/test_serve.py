@@ -45,7 +45,7 @@ def tile(): return simulate_roi(4, shape=(224, 224))[1]
 @pytest.fixture(scope='module')
 def served(exported, tmp_path_factory):
     log = tmp_path_factory.mktemp('serve')/'log'
-    with service(exported, log, max_pixels=4_000_000, max_bytes=4*2**20, body_seconds=2, store=log.parent/'store') as (url, p): yield url, p, log
+    with service(exported, log, max_pixels=4_000_000, max_bytes=4*2**20, body_seconds=2, results_bytes=4*2**20, store=log.parent/'store') as (url, p): yield url, p, log
 
 
 def test_serves_without_torch(exported):

@@ -1,0 +1,185 @@
+"Pictures and slides: seams, memory, holes, resuming, sharing, and the real region where it is."
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from PIL import Image
+from rasterio.features import rasterize
+
+from bcss_nb.core import IGNORE, get_schema
+from bcss_nb.engines import Engine, TorchEngine, open_engine
+from bcss_nb.predict import bands, predict, predict_file, starts
+from bcss_nb.sample import simulate_roi
+from bcss_nb.slides import Picture, open_picture
+
+REAL = sorted((Path(os.environ.get('BCSS_REAL', '../shared/data'))/'roi'/'rgbs_colorNormalized').glob('*.png'))
+
+
+class Reddish(Engine):
+    "An engine whose answer depends on the pixel alone: no window can matter."
+    name = 'reddish'
+    def __init__(self): super().__init__('unet', get_schema('bcss3'), 224, id='reddish')
+
+    def run(self, x):
+        x = x.astype(np.float32)/255
+        return np.stack([x[..., 1]*0 + .5, x[..., 0], x[..., 2]], 1)
+
+
+@pytest.fixture(scope='module')
+def region(): return simulate_roi(7, shape=(900, 1300))[1]
+
+
+@pytest.mark.parametrize('window, stride, stripe', [(512, 384, 8192), (256, 256, 8192), (64, 48, 400), (224, 16, 8192), (2048, 1536, 8192)])
+def test_windows_do_not_matter_to_a_pixelwise_net(region, window, stride, stripe, monkeypatch):
+    monkeypatch.setattr('bcss_nb.predict.STRIPE', stripe)
+    if stride == 16: region = region[:300, :400]
+    m = predict(Picture(region), Reddish(), window, stride, least=0, tissue=0)
+    x = region.astype(np.float32)/255
+    assert (m.label == np.stack([x[..., 1]*0 + .5, x[..., 0], x[..., 2]]).argmax(0)).mean() > .9999
+    assert m.counts[:, 0].sum() == m.label.size and m.counts[-1, 0] == 0
+
+
+def reach(engine):
+    "How far a pixel of the net sees, from its gradient."
+    import torch
+    net, x = engine.net.float(), torch.rand(1, 3, 512, 512, requires_grad=True)
+    with torch.enable_grad(): net(x)[0, :, 250, 250].sum().backward()
+    seen = x.grad[0].abs().sum(0).nonzero()
+    return int((seen - 250).abs().max())
+
+
+def test_blended_output_differs_from_one_look_only_where_windows_end(run):
+    engine = TorchEngine(run/'best.pt', 'cpu', 'f32')
+    sees = reach(engine)
+    image = simulate_roi(3, shape=(960, 1600))[1]
+    p, out = Picture(image), np.zeros((3, 960, 1600), np.float32)
+    for y, x, total, weight, _ in bands(p, engine, 768, 512, least=0): out[:, y:y+total.shape[1], x:x+total.shape[2]] = total/weight
+    off = np.abs(out - engine(image[None])[0]).max(0)
+    free = np.ones(off.shape, bool)
+    for size, axis in ((960, 0), (1600, 1)):
+        for s in starts(size, 768, 512):
+            for edge in (s, s + 768):
+                if not 0 < edge < size: continue
+                lo, hi = max(0, edge - sees - 1), min(size, edge + sees + 1)
+                inside = slice(max(lo, s), min(hi, s + 768))
+                free[(inside, slice(None)) if axis == 0 else (slice(None), inside)] = False
+    assert sees < 200 and free.mean() > .15
+    assert off[free].max() < 1e-3 < off[~free].max()
+
+
+def test_glass_is_left_out(region):
+    image = np.full((1600, 2000, 3), 245, np.uint8)
+    image[600:1400, 600:1600] = region[:800, :1000]
+    looked = []
+    class Counting(Reddish):
+        def run(self, x): looked.append(len(x)); return super().run(x)
+    m = predict(Picture(image), Counting(), 256, 192)
+    assert sum(looked) < .8*len(starts(1600, 256, 192))*len(starts(2000, 256, 192))
+    assert (m.label[:250] == IGNORE).all() and (m.label[600:1400, 600:1600] != IGNORE).all()
+    assert m.counts[-1, 0] == (m.label == IGNORE).sum()
+
+
+def test_odd_sizes_and_tiny_pictures(region):
+    for h, w in ((1, 1), (7, 300), (33, 31), (225, 223), (513, 1025)):
+        m = predict(Picture(np.ascontiguousarray(region[:h, :w])), Reddish(), tissue=0)
+        assert m.label.shape == (h, w) and m.doubt.shape == (-(-h//2), -(-w//2)) and (m.label != IGNORE).all()
+
+
+def test_strips_planes_alpha_and_pyramids(tmp_path, region):
+    rgba = np.dstack([region, np.full(region.shape[:2], 255, np.uint8)])
+    rgba[:100, :100, 3] = 0
+    tifffile.imwrite(tmp_path/'strips.tif', region, rowsperstrip=16, compression='zlib')
+    tifffile.imwrite(tmp_path/'planes.tif', region.transpose(2, 0, 1), photometric='rgb', planarconfig='separate')
+    tifffile.imwrite(tmp_path/'tiled.tif', region, tile=(256, 256), compression='jpeg', compressionargs=dict(level=98))
+    Image.fromarray(rgba).save(tmp_path/'alpha.png')
+    for name, off in (('strips.tif', 0), ('planes.tif', 0), ('tiled.tif', 4)):
+        got = open_picture(tmp_path/name, mpp=.25).read(100, 50, 600, 700)
+        assert np.abs(got.astype(int) - region[50:750, 100:700]).mean() <= off, name
+    assert (open_picture(tmp_path/'alpha.png', mpp=.25).read(0, 0, 100, 100) == 255).all()
+
+
+def killed_and_resumed(args, env, tmp_path):
+    "Kill a run in the middle, start it again; what was done is not done twice."
+    p = subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while len(list((tmp_path/'out').glob('*.json'))) < 2 and p.poll() is None: time.sleep(.01)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    return subprocess.run(args, env=env, capture_output=True, text=True)
+
+
+def test_a_killed_folder_is_finished_by_the_same_command(tmp_path, exported):
+    (tmp_path/'in').mkdir()
+    for i in range(6): Image.fromarray(simulate_roi(i, shape=(800, 800))[1]).save(tmp_path/f'in/r{i}.png')
+    args = [sys.executable, '-m', 'bcss_nb.cli', 'predict', str(tmp_path/'in'), '--model', str(exported), '--out', str(tmp_path/'out'), '--mpp', '.25']
+    said = killed_and_resumed(args, None, tmp_path)
+    assert said.returncode == 0 and said.stdout.count('done before') >= 2, said.stderr
+    assert sorted(f.name for f in (tmp_path/'out').iterdir()) == sorted(f'r{i}{e}' for i in range(6) for e in ('.classes.ome.tif', '.geojson', '.json', '.overlay.png'))
+    assert subprocess.run(args, capture_output=True, text=True).stdout.count('done before') == 6
+
+
+def test_processes_share_a_folder(tmp_path, exported):
+    (tmp_path/'in').mkdir()
+    for i in range(3): Image.fromarray(simulate_roi(i, shape=(300, 300))[1]).save(tmp_path/f'in/r{i}.png')
+    args = ['bcss_nb.cli', 'predict', str(tmp_path/'in'), '--model', str(exported), '--out', str(tmp_path/'out'), '--mpp', '.25', '--threads', '1']
+    said = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', *args], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert said.returncode == 0, said.stderr[-2000:]
+    assert said.stdout.count('mm2') == 9 and len(list((tmp_path/'out').glob('*.json'))) == 3
+
+
+def measured(side, tmp_path):
+    "Peak megabytes of a process that predicts a slide with a net that costs nothing."
+    kinds = [np.rot90(simulate_roi(7, shape=(512, 512))[1], k).copy() for k in range(4)]
+    n = side//512
+    tifffile.imwrite(tmp_path/f'{side}.tif', (kinds[(r + 2*c) % 4] for r in range(n) for c in range(n)), shape=(side, side, 3), dtype=np.uint8, tile=(512, 512), photometric='rgb', compression='jpeg',
+                     resolution=(40_000, 40_000), resolutionunit='CENTIMETER')
+    code = f'''
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_predict import Reddish, predict_file, resource
+predict_file(Path({str(tmp_path/f"{side}.tif")!r}), Reddish(), Path({str(tmp_path/"out")!r}), simplify=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)'''
+    return float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_memory_does_not_grow_with_the_slide(tmp_path):
+    small, large = (measured(side, tmp_path) for side in (4608, 9216))
+    assert large < 1.2*small, f'{small:.0f} MB for 4608 pixels, {large:.0f} MB for 9216'
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path, exported, region):
+    Image.fromarray(region).save(tmp_path/'r.png')
+    code = f'''
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from bcss_nb.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(main(["predict", {str(tmp_path/"r.png")!r}, "--model", {str(exported)!r}, "--out", {str(tmp_path/"out")!r}, "--mpp", ".25"]))'''
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert said.returncode == 1 and 'FAILED' in said.stderr, said.stderr
+    assert not list((tmp_path/'out').glob('*.json')) and not [f for f in (tmp_path/'out').iterdir() if f.name.startswith('.')]
+
+
+@pytest.mark.skipif(not REAL, reason='no real region in BCSS_REAL (default ../shared/data)')
+def test_outlines_of_the_real_region(tmp_path, run):
+    found = predict_file(REAL[0], open_engine(run), tmp_path)
+    label = tifffile.imread(next(tmp_path.glob('*.classes.ome.tif')))
+    listed = json.loads(next(tmp_path.glob('*.geojson')).read_text())['features']
+    polygons = np.array([shapely.from_geojson(json.dumps(f['geometry'])) for f in listed])
+    names = np.array([f['properties']['classification']['name'].lower() for f in listed])
+    assert found['mpp'] == .25 and label.shape == (2418, 3391)
+    assert shapely.is_valid(polygons).all() and sum(len(p.interiors) for p in polygons) > 50
+    for i, c in enumerate(get_schema(found['schema']).classes):
+        n = (label == i).sum()
+        assert abs(shapely.area(polygons[names == c]).sum()/n - 1) < .005 and found['classes'][c]['area_mm2'] == pytest.approx(n*.0625/1e6, abs=1e-6)
+    index = {c: i for i, c in enumerate(get_schema(found['schema']).classes)}
+    again = rasterize(zip(polygons, [index[n] for n in names]), out_shape=label.shape, fill=255, dtype='uint8')
+    assert (again != label).mean() < .005
