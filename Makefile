@@ -51,7 +51,7 @@ help: ## show this list
 	@echo "  VAL=0.2 (0: no validation) VAL_PATIENTS=; train also takes MODELS=unet,unetr BUDGET=smoke|full SEEDS=42,43,44; remote takes BUCKET=gs://bucket/path"
 
 $(VENV)/.pipeline: requirements.txt setup.py settings.ini
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -r requirements.txt
 	$(VENV)/bin/python -m pip install -q --no-deps -e .

@@ -1,4 +1,4 @@
-"Pin the whole environment from settings.ini: requirements.txt for the pipeline, requirements_dev.txt for everything."
+"Pin the whole environment from settings.ini: requirements.txt for the pipeline, requirements_serve.txt for the service, requirements_dev.txt for everything."
 import re
 import subprocess
 import sys
@@ -13,7 +13,7 @@ cfg = cfg['DEFAULT']
 
 
 def lock(wanted, out, *extra):
-    "Resolve for Python 3.10 to 3.12 at once and write the pins."
+    "Resolve for Python 3.11 and 3.12 at once and write the pins."
     cmd = [sys.executable, '-m', 'uv', 'pip', 'compile', '-', '--universal', '--python-version', cfg['min_python'], '--no-header', '--no-annotate', '-q', *extra]
     pins = subprocess.run(cmd, input='\n'.join(wanted), text=True, capture_output=True, check=True).stdout
     lines = ['# Made by `make lock` from settings.ini; do not edit.'] + [p for p in pins.splitlines() if not CUDA.match(p)]
@@ -22,4 +22,5 @@ def lock(wanted, out, *extra):
 
 pipeline = cfg['requirements'].split() + cfg['pipeline_requirements'].split()
 lock(pipeline, 'requirements.txt')
-lock(pipeline + cfg['dev_requirements'].split(), 'requirements_dev.txt', '-c', str(ROOT/'requirements.txt'))
+lock(cfg['serve_requirements'].split(), 'requirements_serve.txt', '-c', str(ROOT/'requirements.txt'))
+lock(pipeline + cfg['serve_requirements'].split() + cfg['dev_requirements'].split(), 'requirements_dev.txt', '-c', str(ROOT/'requirements.txt'))

@@ -1,0 +1,117 @@
+"""The service under load: what it sustains, how long accepted requests take, and what happens at twice its capacity.
+
+    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 1] [--waiting 2]
+
+Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), and eight tiles as tensors by the inference protocol. `raw` is the
+engine alone in a process of its own, on the same windows. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier
+ones were answered. The last line is JSON."""
+import argparse
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from bcss_nb.sample import simulate_roi
+
+sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
+from shared_serve import memory, service  # noqa: E402
+
+
+def encoded(pixels, kind):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **(dict(quality=90) if kind == 'jpeg' else {}))
+    return out.getvalue()
+
+
+def raw(model, shapes, workers=1, seconds=4.):
+    "Calls a second of the engine alone, with as many at once as the service has workers."
+    code = f'''
+import time, json, numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from bcss_nb.engines import OnnxEngine, cores, open_engine, read_manifest
+out = {{}}
+for name, shape in {shapes!r}.items():
+    each = max(1, cores()//{workers})
+    engines = [OnnxEngine({model!r}, read_manifest({model!r}), each) if name == 'tensors' else open_engine({model!r}, threads=each) for _ in range({workers})]
+    x = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    def go(e):
+        e(x); n, end = 0, time.perf_counter() + {seconds}
+        while time.perf_counter() < end: e(x); n += 1
+        return n/{seconds}
+    with ThreadPoolExecutor({workers}) as pool: out[name] = sum(pool.map(go, engines))
+print(json.dumps(out))'''
+    return json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+
+
+async def ask(client, kind, body):
+    "One request: status and seconds."
+    start = time.perf_counter()
+    try: r = await client.post(*kind, **body)
+    except httpx.HTTPError as e: return type(e).__name__, time.perf_counter() - start
+    return r.status_code, time.perf_counter() - start
+
+
+async def alone(url, kind, body, n=25):
+    "Median seconds of one request after the other."
+    async with httpx.AsyncClient(base_url=url, timeout=60) as c: return float(np.median([(await ask(c, kind, body))[1] for _ in range(n)][3:]))
+
+
+async def capacity(url, kind, body, clients, seconds=8.):
+    "Requests a second that are answered when a few clients ask again and again."
+    end = time.perf_counter() + seconds
+    async def client():
+        n = 0
+        async with httpx.AsyncClient(base_url=url, timeout=60) as c:
+            while time.perf_counter() < end: n += (await ask(c, kind, body))[0] == 200
+        return n
+    return sum(await asyncio.gather(*[client() for _ in range(clients)]))/seconds
+
+
+async def flood(url, kind, body, rate, seconds, sample):
+    "Requests on a clock: [(status, seconds)], and what `sample` saw every second."
+    seen, tasks, start, n = [], [], time.perf_counter(), 0
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=200)) as c:
+        while (now := time.perf_counter() - start) < seconds:
+            if len(seen) < now: seen.append(sample())
+            while n < now*rate: tasks.append(asyncio.create_task(ask(c, kind, body))); n += 1
+            await asyncio.sleep(.005)
+        return await asyncio.gather(*tasks), seen
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--model', default='exports/bcss')
+    p.add_argument('--seconds', type=float, default=120)
+    p.add_argument('--workers', type=int, default=1)
+    p.add_argument('--waiting', type=int, default=2)
+    a = p.parse_args()
+    model = str(Path(a.model).absolute())
+    tile, region = simulate_roi(4, shape=(224, 224))[1], simulate_roi(5, shape=(1024, 1024))[1]
+    x = np.ascontiguousarray(np.stack([tile]*8).transpose(0, 3, 1, 2)/np.float32(255), np.float32)
+    head = json.dumps(dict(inputs=[dict(name='image', shape=list(x.shape), datatype='FP32', parameters=dict(binary_data_size=x.nbytes))], parameters=dict(binary_data_output=True))).encode()
+    kinds = dict(tile=(('/predict',), dict(files=dict(image=encoded(tile, 'png')))), region=(('/predict',), dict(files=dict(image=encoded(region, 'jpeg')))),
+                 tensors=(('/v2/models/bcss/infer',), dict(content=head + x.tobytes(), headers={'Inference-Header-Content-Length': str(len(head))})))
+    bare = raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), a.workers)
+    with tempfile.TemporaryDirectory() as d, service(model, f'{d}/log', workers=a.workers, waiting=a.waiting, results_bytes=16*2**20) as (url, process):
+        found = {}
+        print(f'{"":10}{"alone ms":>10}{"served/s":>10}{"raw/s":>8}{"share":>8}')
+        for name, (kind, body) in kinds.items():
+            found[name] = dict(alone=asyncio.run(alone(url, kind, body)), served=asyncio.run(capacity(url, kind, body, a.workers + a.waiting)))
+            print(f'{name:10}{1000*found[name]["alone"]:>10.1f}{found[name]["served"]:>10.1f}{bare[name]:>8.1f}{found[name]["served"]/bare[name]:>8.1%}')
+        rate = 2*found['region']['served']
+        answers, sizes = asyncio.run(flood(url, *kinds['region'], rate, a.seconds, lambda: memory(process)))
+    codes = {str(c): sum(k == c for k, _ in answers) for c in sorted({str(c) for c, _ in answers}) for c in [int(c) if c.isdigit() else c]}
+    took = np.array([t for c, t in answers if c == 200])
+    ratio = float(np.quantile(took, .99)/found['region']['alone'])
+    half = len(sizes)//2
+    print(f'regions at {rate:.1f}/s for {a.seconds:g} s: {codes}; accepted: median {1000*np.median(took):.0f} ms, p99 {1000*np.quantile(took, .99):.0f} ms = {ratio:.2f} x alone; {len(took)/a.seconds:.1f}/s answered')
+    print(f'memory {sizes[3]:.0f} MB after 3 s, {np.median(sizes[half:]):.0f} MB median of the second half, {max(sizes):.0f} MB at most')
+    print(json.dumps(dict(share_of_raw={k: round(found[k]['served']/bare[k], 3) for k in kinds}, codes=codes, p99_over_alone=round(ratio, 2), memory_mb=[round(sizes[3]), round(float(np.median(sizes[half:])))])))
