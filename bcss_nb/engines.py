@@ -9,6 +9,7 @@ __all__ = ['MULTIPLE', 'ENGINES', 'Engine', 'cores', 'file_id', 'as_input', 'fol
 
 # %% ../nbs/06b_engines.ipynb #06b-engi02
 import hashlib, json, os
+from collections import OrderedDict, deque
 from pathlib import Path
 
 import numpy as np
@@ -158,18 +159,29 @@ class OnnxInt8Engine(OnnxEngine):
 # %% ../nbs/06b_engines.ipynb #06b-engi20
 class OpenvinoEngine(ExportedEngine):
     "OpenVINO, by default in bfloat16 where the CPU computes in it."
-    name, precision = 'openvino-bf16', 'bf16'
-    def start(self):
+    name, precision, most = 'openvino-bf16', 'bf16', 6  # most: graphs kept
+    def start(self): self.graphs, self.last = OrderedDict({None: self.compiled()}), deque(maxlen=32)
+
+    def compiled(self, shape=None): # a request of a graph for (B, H, W, 3), or for any
+        "Compile."
         import openvino as ov
         core = ov.Core()
         steps = ov.preprocess.PrePostProcessor(core.read_model(self.path))
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout('NHWC'))
         steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.)
         steps.input().model().set_layout(ov.Layout('NCHW'))
-        self.compiled = core.compile_model(steps.build(), 'CPU', {'INFERENCE_PRECISION_HINT': self.precision, 'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1})
-        self.request = self.compiled.create_infer_request()
+        graph = steps.build()
+        if shape: graph.reshape(shape)
+        options = {'INFERENCE_PRECISION_HINT': self.precision, 'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1}
+        return core.compile_model(graph, 'CPU', options).create_infer_request()
 
-    def run(self, x): return self.request.infer([np.ascontiguousarray(x)], share_inputs=True)[0]
+    def run(self, x):
+        key = x.shape if x.shape in self.graphs or x.shape in self.last else None
+        self.last.append(x.shape)
+        if key not in self.graphs: self.graphs[key] = self.compiled(key)
+        if key: self.graphs.move_to_end(key)
+        if len(self.graphs) > self.most: del self.graphs[next(k for k in self.graphs if k)]
+        return self.graphs[key].infer([np.ascontiguousarray(x)], share_inputs=True)[0]
 
 class OpenvinoF32Engine(OpenvinoEngine):
     "OpenVINO in float32."
