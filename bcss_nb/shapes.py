@@ -25,8 +25,10 @@ def sieved(
     "Join specks to their largest neighbour; what was not predicted stays so."
     from rasterio.features import sieve
     if pixels < 2 or label.size < 3: return label
-    out = sieve(label, min(pixels, label.size - 1), mask=label != IGNORE, connectivity=4)
-    return np.where(label == IGNORE, IGNORE, out)
+    glass = label == IGNORE
+    out = sieve(label, min(pixels, label.size - 1), mask=~glass if glass.any() else None, connectivity=4)
+    out[glass] = IGNORE
+    return out
 
 # %% ../nbs/06c_shapes.ipynb #06c-shap12
 def outlines(
