@@ -121,10 +121,10 @@ def read_manifest(
 )->dict:         # FileNotFoundError; ValueError when a file is not the one that was exported
     "The manifest of an exported model, after checking every file it names."
     folder = Path(folder)
-    if not (folder/'model.json').exists(): raise FileNotFoundError(f'no model.json in {folder}: export a model first (make export-model)')
+    if not (folder/'model.json').exists(): raise FileNotFoundError(f'no model.json in {folder}: export a model first (make model)')
     try: about = json.loads((folder/'model.json').read_text())
     except ValueError as e: raise ValueError(f'{folder/"model.json"} is damaged ({e}): export again') from e
-    for name, want in about['files'].items():
+    for name, want in (about['files'] | (about['bundle'] if (folder/'bundle').exists() else {})).items():
         if not (folder/name).exists(): raise FileNotFoundError(f'{folder/name} is missing: export again')
         if (found := file_id(folder/name)) != want: raise ValueError(f'{folder/name} is not the file that was exported (SHA-256 {found[:12]}, not {want[:12]}): export again or restore it')
     return about
@@ -207,9 +207,9 @@ def open_engine(
         name = about['engine'] if engine == 'auto' else engine
         kind = pick(ENGINES, name, 'engine')
         file = 'model.int8.onnx' if 'int8' in name else 'model.onnx'
-        if file not in about['files']: raise ValueError(f'{path} holds no {file}, so there is no engine {name}: the export refused it, see parity.csv there')
+        if file not in about['files']: raise ValueError(f'{path} holds no {file}, so there is no engine {name}: the export refused it, see parity in model.json')
         return kind(path, about, threads, file)
     if path.is_dir(): path = path/'best.pt'
     if not path.exists(): raise FileNotFoundError(f'no model at {path}: give a checkpoint (runs/unet/42/best.pt) or an exported folder (exports/unet)')
-    if engine not in ('auto', 'torch'): raise ValueError(f'engine {engine} runs exported models, {path} is a checkpoint: export it first (make export-model)')
+    if engine not in ('auto', 'torch'): raise ValueError(f'engine {engine} runs exported models, {path} is a checkpoint: export it first (make model)')
     return TorchEngine(path, device, threads=threads)

@@ -184,9 +184,9 @@ def temperature(checkpoint:Path, ts:TileSet, most=64)->float: # 1 without a vali
 def manifest(folder:Path, checkpoint:Path, about:dict, **more):
     "Write model.json."
     schema, names = get_schema(about['schema']), [f for f in ('model.onnx', 'model.int8.onnx') if (folder/f).exists()]
-    files = names + sorted(str(f.relative_to(folder)) for f in (folder/'bundle').rglob('*') if f.is_file())
+    bundle = sorted(str(f.relative_to(folder)) for f in (folder/'bundle').rglob('*') if f.is_file())
     write_json(folder/'model.json', dict(model=about['model'], preset=about['preset'], schema=schema.name, classes=list(schema.classes), colors=list(schema.colors), tile=about['tile'], mpp=MPP,
-        files={f: file_id(folder/f) for f in files}, checkpoint=file_id(checkpoint), source=about['source'], data=about['data'], seed=about['seed'], trained_at=about['git'], step=about['step'], **more))
+        files={f: file_id(folder/f) for f in names}, bundle={f: file_id(folder/f) for f in bundle}, checkpoint=file_id(checkpoint), source=about['source'], data=about['data'], seed=about['seed'], trained_at=about['git'], step=about['step'], **more))
 
 # %% ../nbs/07_export.ipynb #07-expor24
 def refused(table:list)->list: # names of the engines that lose too much

@@ -51,39 +51,63 @@ print(json.dumps(out))'''
     return json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
 
 
-async def ask(client, kind, body):
-    "One request: status and seconds."
-    start = time.perf_counter()
-    try: r = await client.post(*kind, **body)
-    except httpx.HTTPError as e: return type(e).__name__, time.perf_counter() - start
-    return r.status_code, time.perf_counter() - start
+class Client:
+    "One connection that sends ready-made bytes: the load must not eat the cores it measures."
+    line = None
+
+    async def ask(self, port, request):
+        "Status and seconds of one request."
+        start = time.perf_counter()
+        try:
+            if not self.line: self.line = await asyncio.open_connection('127.0.0.1', port, limit=2**24)
+            reader, writer = self.line
+            writer.write(request)
+            await writer.drain()
+            head = (await reader.readuntil(b'\r\n\r\n')).lower()
+            await reader.readexactly(int(head.split(b'\r\ncontent-length: ')[1].split(b'\r\n')[0]))
+            if b'connection: close' in head: writer.close(); self.line = None
+            return int(head.split(b' ')[1]), time.perf_counter() - start
+        except (OSError, asyncio.IncompleteReadError) as e:
+            self.line = None
+            return type(e).__name__, time.perf_counter() - start
 
 
-async def alone(url, kind, body, n=25):
+async def alone(port, request, n=25):
     "Median seconds of one request after the other."
-    async with httpx.AsyncClient(base_url=url, timeout=60) as c: return float(np.median([(await ask(c, kind, body))[1] for _ in range(n)][3:]))
+    c = Client()
+    return float(np.median([(await c.ask(port, request))[1] for _ in range(n)][3:]))
 
 
-async def capacity(url, kind, body, clients, seconds=8.):
+async def capacity(port, request, clients, seconds=8.):
     "Requests a second that are answered when a few clients ask again and again."
     end = time.perf_counter() + seconds
     async def client():
-        n = 0
-        async with httpx.AsyncClient(base_url=url, timeout=60) as c:
-            while time.perf_counter() < end: n += (await ask(c, kind, body))[0] == 200
+        c, n = Client(), 0
+        while time.perf_counter() < end: n += (await c.ask(port, request))[0] == 200
         return n
     return sum(await asyncio.gather(*[client() for _ in range(clients)]))/seconds
 
 
-async def flood(url, kind, body, rate, seconds, sample):
+async def flood(port, request, rate, seconds, sample):
     "Requests on a clock: [(status, seconds)], and what `sample` saw every second."
-    seen, tasks, start, n = [], [], time.perf_counter(), 0
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=200)) as c:
-        while (now := time.perf_counter() - start) < seconds:
-            if len(seen) < now: seen.append(sample())
-            while n < now*rate: tasks.append(asyncio.create_task(ask(c, kind, body))); n += 1
-            await asyncio.sleep(.005)
-        return await asyncio.gather(*tasks), seen
+    seen, tasks, idle, start, n = [], [], [], time.perf_counter(), 0
+    async def one():
+        c = idle.pop() if idle else Client()
+        found = await c.ask(port, request)
+        idle.append(c)
+        return found
+    while (now := time.perf_counter() - start) < seconds:
+        if len(seen) < now: seen.append(sample())
+        while n < now*rate: tasks.append(asyncio.create_task(one())); n += 1
+        await asyncio.sleep(.005)
+    return await asyncio.gather(*tasks), seen
+
+
+def wire(path, **body):
+    "The bytes of a request."
+    r = httpx.Request('POST', f'http://localhost{path}', **body)
+    lines = [f'POST {path} HTTP/1.1', *(f'{k}: {v}' for k, v in r.headers.items())]
+    return '\r\n'.join(lines).encode() + b'\r\n\r\n' + r.read()
 
 
 if __name__ == '__main__':
@@ -97,17 +121,18 @@ if __name__ == '__main__':
     tile, region = simulate_roi(4, shape=(224, 224))[1], simulate_roi(5, shape=(1024, 1024))[1]
     x = np.ascontiguousarray(np.stack([tile]*8).transpose(0, 3, 1, 2)/np.float32(255), np.float32)
     head = json.dumps(dict(inputs=[dict(name='image', shape=list(x.shape), datatype='FP32', parameters=dict(binary_data_size=x.nbytes))], parameters=dict(binary_data_output=True))).encode()
-    kinds = dict(tile=(('/predict',), dict(files=dict(image=encoded(tile, 'png')))), region=(('/predict',), dict(files=dict(image=encoded(region, 'jpeg')))),
-                 tensors=(('/v2/models/bcss/infer',), dict(content=head + x.tobytes(), headers={'Inference-Header-Content-Length': str(len(head))})))
+    kinds = dict(tile=wire('/predict', files=dict(image=encoded(tile, 'png'))), region=wire('/predict', files=dict(image=encoded(region, 'jpeg'))),
+                 tensors=wire('/v2/models/bcss/infer', content=head + x.tobytes(), headers={'Inference-Header-Content-Length': str(len(head))}))
     bare = raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), a.workers)
     with tempfile.TemporaryDirectory() as d, service(model, f'{d}/log', workers=a.workers, waiting=a.waiting, results_bytes=16*2**20) as (url, process):
+        port = int(url.rsplit(':', 1)[1])
         found = {}
         print(f'{"":10}{"alone ms":>10}{"served/s":>10}{"raw/s":>8}{"share":>8}')
-        for name, (kind, body) in kinds.items():
-            found[name] = dict(alone=asyncio.run(alone(url, kind, body)), served=asyncio.run(capacity(url, kind, body, a.workers + a.waiting)))
+        for name, request in kinds.items():
+            found[name] = dict(alone=asyncio.run(alone(port, request)), served=asyncio.run(capacity(port, request, a.workers + a.waiting)))
             print(f'{name:10}{1000*found[name]["alone"]:>10.1f}{found[name]["served"]:>10.1f}{bare[name]:>8.1f}{found[name]["served"]/bare[name]:>8.1%}')
         rate = 2*found['region']['served']
-        answers, sizes = asyncio.run(flood(url, *kinds['region'], rate, a.seconds, lambda: memory(process)))
+        answers, sizes = asyncio.run(flood(port, kinds['region'], rate, a.seconds, lambda: memory(process)))
     codes = {str(c): sum(k == c for k, _ in answers) for c in sorted({str(c) for c, _ in answers}) for c in [int(c) if c.isdigit() else c]}
     took = np.array([t for c, t in answers if c == 200])
     ratio = float(np.quantile(took, .99)/found['region']['alone'])
