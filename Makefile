@@ -41,7 +41,7 @@ GRID ?= train.lr=0.0005,0.0015,0.005
 GROUP ?= sweep
 MODEL ?= unet
 
-.PHONY: help setup setup-dev lab demo data train sweep profile remote export test bench check lint readme lock clean
+.PHONY: help setup setup-dev lab demo data train sweep profile model serve image-serve remote export test bench check lint readme lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,10 +50,10 @@ help: ## show this list
 	@echo "  SIZE=224 STRIDE=0 EDGE=drop|shift|pad SPLIT=site|custom|patient-kfold|shipped FOLDS=5 FOLD=0 TEST_SITES=OL,LL TEST_PATIENTS=TCGA-A1-A0SK"
 	@echo "  VAL=0.2 (0: no validation) VAL_PATIENTS=; train also takes MODELS=unet,unetr BUDGET=smoke|full SEEDS=42,43,44; remote takes BUCKET=gs://bucket/path"
 
-$(VENV)/.pipeline: requirements.txt setup.py settings.ini
+$(VENV)/.pipeline: requirements.txt requirements_serve.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q -r requirements.txt
+	$(VENV)/bin/python -m pip install -q -r requirements.txt -r requirements_serve.txt
 	$(VENV)/bin/python -m pip install -q --no-deps -e .
 	@touch $@
 
@@ -87,7 +87,7 @@ remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/
 
 train: setup ## the whole pipeline on the source you name, then the table and reports/compare.html
 	@$(raw_there)
-	dvc exp run $(SET) report
+	dvc exp run $(SET) report export
 	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
 
 sweep: setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
@@ -100,6 +100,20 @@ sweep: setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0
 profile: setup ## where the time of a training step goes: MODEL=unet BUDGET=smoke; table and picture in reports/
 	python -m papermill nbs/03c_profile.ipynb reports/03c_profile.ipynb -k python3 --no-progress-bar -r model '$(MODEL)' -r reports reports
 	@python -c 'import pandas; print(pandas.read_csv("reports/profile_$(MODEL).csv").head(15).to_string(index=False))'
+
+model: setup ## export the preferred model to exports/bcss: ONNX, 8 bits, MONAI Bundle, compared with the original
+	dvc repro export
+	@python -c 'import pandas; print(pandas.read_csv("reports/export.csv").to_string(index=False))'
+
+serve: setup ## the exported model on http://localhost:8080: web page, API, metrics
+	@[ -e exports/bcss/model.json ] || $(MAKE) --no-print-directory model
+	bcss serve --model exports/bcss
+
+ENGINE ?= docker
+BASE ?= python:3.11-slim-bookworm
+image-serve: ## the container image of the service: ENGINE=docker|podman|buildah BASE=image
+	@[ -e exports/bcss/model.json ] || $(MAKE) --no-print-directory model
+	$(ENGINE) build -f Dockerfile.serve --build-arg BASE=$(BASE) -t bcss-serve .
 
 define source_known
 case "$(SOURCE)" in sample|kaggle224|kaggle512|roi|auto) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, kaggle512, roi, auto." >&2; exit 1;; esac
@@ -117,8 +131,8 @@ test: check lint ## every check: tree in step, ruff, notebooks, pytest with cove
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
 	python -m pytest --cov --cov-report=term
 
-bench: setup-dev ## speed of data and training; each prints a table and ends with one line of JSON (bench/recipe.py takes an hour)
-	for b in data train gpu; do python bench/$$b.py || exit 1; done
+bench: setup-dev ## speed of data, training, engines, prediction and service; each prints a table and ends with one line of JSON (bench/recipe.py takes an hour)
+	for b in data train gpu infer predict serve; do python bench/$$b.py || exit 1; done
 
 check: setup-dev ## is the module what the notebooks say, and are they clean?
 	@python tests/in_step.py
@@ -133,4 +147,4 @@ lock: setup-dev ## pin the whole environment again from settings.ini
 	python tests/lock.py
 
 clean: ## remove what runs made (not the environment, not raw data)
-	rm -rf runs reports/*.ipynb reports/*.json reports/*.csv reports/*.md reports/evaluation reports/figures data/processed data/smoke data/scratch*
+	rm -rf runs exports reports/*.ipynb reports/*.json reports/*.csv reports/*.md reports/evaluation reports/figures data/processed data/smoke data/scratch*

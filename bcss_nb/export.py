@@ -33,12 +33,13 @@ def preferred(
 
 def best_seed(
     folder:Path, # <folder>/<seed>/best.pt, train.json
+    ts:TileSet,  # trainings on other data do not count
 )->Path:         # FileNotFoundError without a training
     "The training with the best validation Dice; the first where validation was switched off."
-    done = sorted(f.parent for f in folder.glob('*/train.json'))
-    if not done: raise FileNotFoundError(f'no finished training in {folder}: make train')
-    best = lambda run: max([h.get('val_dice') or -1. for h in json.loads((run/'train.json').read_text())['history']], default=-1.)
-    return max(done, key=best)
+    records = {f.parent: json.loads(f.read_text()) for f in sorted(folder.glob('*/train.json'))}
+    done = {run: max([h.get('val_dice') or -1. for h in r['history']], default=-1.) for run, r in records.items() if r['data'] == ts.manifest['id']}
+    if not done: raise FileNotFoundError(f'no training in {folder} is finished and of this data: make train')
+    return max(done, key=done.get)
 
 # %% ../nbs/07_export.ipynb #07-expor13
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from bcss_nb.models import build_model
 from bcss_nb.train import Trainer, fit, tracker
 
 ROOT = Path(__file__).parent.parent
-PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '03c_profile', '04_evaluate', '04a_robustness', '04b_leak', '05_compare', '05a_report', '00a_eda']
+PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '03c_profile', '04_evaluate', '04a_robustness', '04b_leak', '05_compare', '05a_report', '07_export', '00a_eda']
 
 
 def papermill(notebook, out, *args):
