@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
-from .core import GLASS, tissue_share
+from .core import tissue_share
 
 # %% ../nbs/01d_checks.ipynb #2eb75edf
 def is_blank(

@@ -76,7 +76,8 @@ def do_serve(a)->int:
     return 0
 
 # %% ../nbs/08c_cli.ipynb #08c-cli07
-COMMANDS = dict(predict=('class maps, outlines and areas of pictures and slides', add_predict, do_predict), export=('a trained model as ONNX and MONAI Bundle', add_export, do_export),
+COMMANDS = dict(predict=('class maps, outlines and areas of pictures and slides', add_predict, do_predict),
+    export=('a trained model as ONNX and MONAI Bundle', add_export, do_export),
                 serve=('an exported model over HTTP, with a web page', add_serve, do_serve))
 
 def main(argv=None)->int: # exit status

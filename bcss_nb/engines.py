@@ -126,7 +126,7 @@ def read_manifest(
     except ValueError as e: raise ValueError(f'{folder/"model.json"} is damaged ({e}): export again') from e
     for name, want in (about['files'] | (about['bundle'] if (folder/'bundle').exists() else {})).items():
         if not (folder/name).exists(): raise FileNotFoundError(f'{folder/name} is missing: export again')
-        if (found := file_id(folder/name)) != want: raise ValueError(f'{folder/name} is not the file that was exported (SHA-256 {found[:12]}, not {want[:12]}): export again or restore it')
+        if (found := file_id(folder/name)) != want: raise ValueError(f'{folder/name} is not the file that was exported (SHA-256 {found[:12]}): export again or restore it')
     return about
 
 class ExportedEngine(Engine):
@@ -138,10 +138,11 @@ class ExportedEngine(Engine):
 
 # %% ../nbs/06b_engines.ipynb #06b-engi30
 class OnnxEngine(ExportedEngine):
-    "ONNX Runtime in float32; its threads follow the container, since it would count the host's cores."
+    "ONNX Runtime in float32; its threads follow the container, since it would count the host's cores. It tells nobody what it does."
     name = 'onnxruntime-f32'
     def start(self):
         import onnxruntime
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         self.session = onnxruntime.InferenceSession(str(self.path), options, providers=['CPUExecutionProvider'])

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from .calibration import fit_temperature, labelled
-from .checkpoint import load_checkpoint, origin
-from .core import MPP, atomic, check_parameters, from_root, get_schema, locked, write_json
+from .checkpoint import load_checkpoint
+from .core import MPP, atomic, check_parameters, from_root, get_schema, write_json
 from .dataset import TileSet, load_set, smoke_set
 from .engines import ENGINES, TorchEngine, as_input, cores, file_id, fold_norms, open_engine, read_manifest
 from .metrics import confusion, mean_dice
@@ -45,7 +45,7 @@ def best_seed(
 @contextlib.contextmanager
 def quiet():
     "Exporters talk a lot."
-    level, was = logging.getLogger().level, logging.root.manager.disable
+    was = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore'); logging.disable(logging.WARNING)
         try: yield
@@ -121,27 +121,35 @@ def parity(
 def network_def(about:dict, net:nn.Module)->dict: # a MONAI config
     "How to build the net."
     if about['model'] != 'unet': return dict(_target_='bcss_nb.models.build_model', name=about['preset'], classes=len(get_schema(about['schema']).classes), tile=about['tile'])
-    return dict(_target_='monai.networks.nets.UNet', spatial_dims=2, in_channels=3, out_channels=net.out_channels, channels=list(net.channels), strides=list(net.strides), num_res_units=net.num_res_units, norm='batch', act='prelu')
+    return dict(_target_='monai.networks.nets.UNet', spatial_dims=2, in_channels=3, out_channels=net.out_channels, channels=list(net.channels), strides=list(net.strides),
+        num_res_units=net.num_res_units, norm='batch', act='prelu')
 
 def metadata(about:dict)->dict: # JSON-ready
     "The bundle's description, after MONAI's specification."
     schema, side = get_schema(about['schema']), about['tile'] if about['model'] != 'unet' else '32*n'
     common = dict(spatial_shape=[side, side], dtype='float32', is_patch_data=True)
     inputs = dict(image=dict(type='image', format='rgb', modality='histopathology', num_channels=3, value_range=[0, 1], channel_def={'0': 'R', '1': 'G', '2': 'B'}, **common))
-    outputs = dict(pred=dict(type='image', format='segmentation', num_channels=len(schema.classes), value_range=[], channel_def={str(i): c for i, c in enumerate(schema.classes)}, **common))
-    return dict(schema='https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json', version='0.1.0', changelog={'0.1.0': 'first export'},
-        monai_version=version('monai'), pytorch_version=version('torch').split('+')[0], numpy_version=version('numpy'), required_packages_version={} if about['model'] == 'unet' else dict(bcss_nb=version('bcss_nb')),
-        task='Segmentation of breast-cancer tissue in H&E images', description=f"{about['preset']} trained on {about['source']}, classes {', '.join(schema.classes)}, {MPP} micrometres per pixel",
-        authors='The bcss_nb authors', copyright='Apache-2.0', intended_use='Research only; not a medical device', data_source=about['source'], data_type='png', network_data_format=dict(inputs=inputs, outputs=outputs))
+    outputs = dict(pred=dict(type='image', format='segmentation', num_channels=len(schema.classes), value_range=[], channel_def={str(i): c for i, c in enumerate(schema.classes)},
+        **common))
+    return dict(schema='https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json', version='0.1.0',
+        changelog={'0.1.0': 'first export'},
+        monai_version=version('monai'), pytorch_version=version('torch').split('+')[0], numpy_version=version('numpy'),
+            required_packages_version={} if about['model'] == 'unet' else dict(bcss_nb=version('bcss_nb')),
+        task='Segmentation of breast-cancer tissue in H&E images',
+            description=f"{about['preset']} trained on {about['source']}, classes {', '.join(schema.classes)}, {MPP} micrometres per pixel",
+        authors='The bcss_nb authors', copyright='Apache-2.0', intended_use='Research only; not a medical device', data_source=about['source'], data_type='png',
+            network_data_format=dict(inputs=inputs, outputs=outputs))
 
 # %% ../nbs/07_export.ipynb #07-expor20
 def inference(about:dict, net:nn.Module)->dict: # JSON-ready
     "The bundle's pipeline; `--dataset_dir` and `--output_dir` say where."
     turn = lambda key: dict(_target_='Transposed', keys=key, indices=[0, 2, 1])
-    read = [dict(_target_='LoadImaged', keys='image', reader='PILReader', converter="$lambda p: p.convert('RGB')"), dict(_target_='EnsureChannelFirstd', keys='image', channel_dim=-1), turn('image'),
+    read = [dict(_target_='LoadImaged', keys='image', reader='PILReader', converter="$lambda p: p.convert('RGB')"),
+        dict(_target_='EnsureChannelFirstd', keys='image', channel_dim=-1), turn('image'),
             dict(_target_='ScaleIntensityRanged', keys='image', a_min=0, a_max=255, b_min=0, b_max=1)]
     save = [dict(_target_='AsDiscreted', keys='pred', argmax=True), turn('pred'),
-            dict(_target_='SaveImaged', keys='pred', output_dir='@output_dir', output_ext='.png', output_postfix='classes', output_dtype='$np.uint8', separate_folder=False, resample=False)]
+            dict(_target_='SaveImaged', keys='pred', output_dir='@output_dir', output_ext='.png', output_postfix='classes', output_dtype='$np.uint8', separate_folder=False,
+                resample=False)]
     return dict(imports=['$import glob', '$import os', '$import numpy as np', '$import torch'], bundle_root='.', dataset_dir='.', output_dir="$os.path.join(@bundle_root, 'eval')",
         device="$torch.device('cuda' if torch.cuda.is_available() else 'cpu')", network_def=network_def(about, net), network='$@network_def.to(@device)',
         preprocessing=dict(_target_='Compose', transforms=read), postprocessing=dict(_target_='Compose', transforms=save),
@@ -149,7 +157,8 @@ def inference(about:dict, net:nn.Module)->dict: # JSON-ready
         dataloader=dict(_target_='DataLoader', dataset='@dataset', batch_size=1, num_workers=0),
         inferer=dict(_target_='SlidingWindowInferer', roi_size=[about['tile']]*2, sw_batch_size=2, overlap=.25, mode='gaussian'),
         checkpoint=dict(_target_='CheckpointLoader', load_path="$os.path.join(@bundle_root, 'models', 'model.pt')", load_dict=dict(model='@network')),
-        evaluator=dict(_target_='SupervisedEvaluator', device='@device', val_data_loader='@dataloader', network='@network', inferer='@inferer', postprocessing='@postprocessing', val_handlers=['@checkpoint']),
+        evaluator=dict(_target_='SupervisedEvaluator', device='@device', val_data_loader='@dataloader', network='@network', inferer='@inferer', postprocessing='@postprocessing',
+            val_handlers=['@checkpoint']),
         run=['$@evaluator.run()'])
 
 # %% ../nbs/07_export.ipynb #07-expor21
@@ -162,7 +171,8 @@ def write_bundle(folder:Path, checkpoint:Path):
     torch.save(dict(model=net.state_dict()), folder/'models/model.pt')
     (folder/'docs/README.md').write_text(f"""# {about['preset']}: breast-cancer tissue in H&E images
 
-Research software, not a medical device. PNGs of 8-bit RGB at {MPP} µm per pixel become class maps: {', '.join(f'{i} {c}' for i, c in enumerate(get_schema(about['schema']).classes))}.
+Research software, not a medical device. PNGs of 8-bit RGB at {MPP} µm per pixel become class maps:
+{', '.join(f'{i} {c}' for i, c in enumerate(get_schema(about['schema']).classes))}.
 
     python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json --bundle_root . --dataset_dir <folder of PNGs> --output_dir <folder>
     python -m monai.bundle verify_net_in_out network --config_file configs/inference.json --meta_file configs/metadata.json
@@ -186,8 +196,10 @@ def manifest(folder:Path, checkpoint:Path, about:dict, **more):
     "Write model.json."
     schema, names = get_schema(about['schema']), [f for f in ('model.onnx', 'model.int8.onnx') if (folder/f).exists()]
     bundle = sorted(str(f.relative_to(folder)) for f in (folder/'bundle').rglob('*') if f.is_file())
-    write_json(folder/'model.json', dict(model=about['model'], preset=about['preset'], schema=schema.name, classes=list(schema.classes), colors=list(schema.colors), tile=about['tile'], mpp=MPP,
-        files={f: file_id(folder/f) for f in names}, bundle={f: file_id(folder/f) for f in bundle}, checkpoint=file_id(checkpoint), source=about['source'], data=about['data'], seed=about['seed'], trained_at=about['git'], step=about['step'], **more))
+    write_json(folder/'model.json', dict(model=about['model'], preset=about['preset'], schema=schema.name, classes=list(schema.classes), colors=list(schema.colors),
+        tile=about['tile'], mpp=MPP,
+        files={f: file_id(folder/f) for f in names}, bundle={f: file_id(folder/f) for f in bundle}, checkpoint=file_id(checkpoint), source=about['source'], data=about['data'],
+            seed=about['seed'], trained_at=about['git'], step=about['step'], **more))
 
 # %% ../nbs/07_export.ipynb #07-expor24
 def refused(table:list)->list: # names of the engines that lose too much
@@ -215,7 +227,8 @@ def export_run(
         if {'onnxruntime-int8', 'openvino-int8'} <= set(out_of): (tmp/'model.int8.onnx').unlink()
         choice = min([t for t in table if t['good'] and t['engine'] in ENGINES], key=lambda t: t['ms'])['engine'] if engine == 'auto' else engine
         if choice in out_of: raise ValueError(f'engine {choice} loses more than {LOSS} Dice: not published')
-        manifest(tmp, checkpoint, about, temperature=warm, engine=choice, parity=table, refused=out_of, measured_on=dict(cpu=platform.machine(), cores=cores(), tiles=len(spread(ts.part('test'), tiles))))
+        manifest(tmp, checkpoint, about, temperature=warm, engine=choice, parity=table, refused=out_of,
+            measured_on=dict(cpu=platform.machine(), cores=cores(), tiles=len(spread(ts.part('test'), tiles))))
         replace_folder(tmp, Path(out))
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return table

@@ -21,7 +21,8 @@ def split_body(
     header:str, # value of Inference-Header-Content-Length; '' when all is JSON
 )->tuple:       # dict, bytes; Refused with 400 or 413
     "The JSON and what follows it."
-    if header and not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= len(body)): raise Refused(400, 'Inference-Header-Content-Length is not a length within the body')
+    if header and not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= len(body)): raise Refused(400,
+        'Inference-Header-Content-Length is not a length within the body')
     n = int(header) if header else len(body)
     if n > MOST_TEXT: raise Refused(413, f'{n} bytes of JSON, {MOST_TEXT} are allowed: send tensors with the binary extension')
     try: request = json.loads(body[:n])
@@ -51,7 +52,8 @@ def read_request(
     t = tensors[0]
     name, shape, kind, more = t.get('name'), t.get('shape'), t.get('datatype'), t.get('parameters') or {}
     if name != 'image' or not isinstance(kind, str) or kind not in TYPES: raise Refused(400, f'the input is named image and of type {", ".join(TYPES)}')
-    if not isinstance(shape, list) or len(shape) != 4 or any(type(n) is not int or not 0 < n < 100_000 for n in shape) or shape[1] != 3: raise Refused(400, 'the shape of image is [batch, 3, height, width]')
+    if not isinstance(shape, list) or len(shape) != 4 or any(type(n) is not int or not 0 < n < 100_000 for n in shape) or shape[1] != 3: raise Refused(400,
+        'the shape of image is [batch, 3, height, width]')
     if shape[0]*shape[2]*shape[3] > most: raise Refused(413, f'{shape[0]*shape[2]*shape[3]} pixels, {most} are allowed: send a smaller batch')
     size = more.get('binary_data_size') if isinstance(more, dict) else None
     if size is not None and (type(size) is not int or not 0 <= size <= len(rest)): raise Refused(400, 'binary_data_size is more than the body holds')

@@ -69,7 +69,7 @@ async def read_body(
     parts, size, end = [], 0, time.monotonic() + seconds
     while True:
         try: message = await asyncio.wait_for(receive(), max(.01, end - time.monotonic()))
-        except asyncio.TimeoutError: raise Refused(408, f'the body did not arrive within {seconds:g} s') from None
+        except TimeoutError: raise Refused(408, f'the body did not arrive within {seconds:g} s') from None
         if message['type'] == 'http.disconnect': raise Refused(400, 'the connection was closed before the body was complete')
         parts.append(message.get('body', b'')); size += len(parts[-1])
         if size > most: raise Refused(413, f'the body has more than {most} bytes: send a smaller picture')
@@ -116,7 +116,8 @@ class Gate:
                 message = message | dict(headers=[*message.get('headers', ()), (b'x-request-id', request_id.encode())])
             await send(message)
         try:
-            if self.key and scope['path'].startswith(GUARDED) and not hmac.compare_digest(headers.get(b'x-api-key', b''), self.key.encode()): raise Refused(401, 'give the API key in the header X-API-Key')
+            if self.key and scope['path'].startswith(GUARDED) and not hmac.compare_digest(headers.get(b'x-api-key', b''), self.key.encode()): raise Refused(401,
+                'give the API key in the header X-API-Key')
             announced(headers, self.most_bytes)
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
                 if self.inside >= self.bodies: raise Refused(503, 'too many requests at once: try again', retry=1)

@@ -9,7 +9,7 @@ __all__ = ['PIECE', 'STRIPE', 'ENDINGS', 'starts', 'fitting', 'weights', 'ahead'
            'predict_files']
 
 # %% ../nbs/06_predict.ipynb #06-predi02
-import json, os, shutil, sys, time, warnings
+import json, os, shutil, sys, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -251,7 +251,8 @@ def summary(maps:Maps, p:Picture, engine:Engine)->dict: # JSON-ready
     classes = {c: tidy(a) for c, a in areas(maps.counts, engine.schema, p.mpp).items()}
     return dict(picture=p.name, width=p.file_size[0], height=p.file_size[1], mpp=p.file_mpp, mpp_from=p.mpp_from, read_at_mpp=round(p.mpp, 5),
                 model=engine.model, model_id=engine.id, engine=engine.name, schema=engine.schema.name, classes=classes,
-                not_predicted_mm2=round(float(maps.counts[-1, 0])*p.mpp**2/1e6, 6), window=maps.window, stride=maps.stride, temperature=engine.temperature, seconds=round(maps.seconds, 3), cleaning_seconds=round(maps.cleaning, 3))
+                not_predicted_mm2=round(float(maps.counts[-1, 0])*p.mpp**2/1e6, 6), window=maps.window, stride=maps.stride, temperature=engine.temperature,
+                    seconds=round(maps.seconds, 3), cleaning_seconds=round(maps.cleaning, 3))
 
 def overview(maps:Maps, schema)->np.ndarray: # (h, w, 3) uint8
     "The class colours over the preview."
@@ -269,7 +270,8 @@ def predict_file(
 )->dict:                 # the summary; `was_done` is True when nothing had to be done
     "Predict one file and write everything; a file that fails leaves nothing under its final names."
     path, out = Path(path), Path(out)
-    key = dict(model_id=engine.id, engine=engine.name, size=path.stat().st_size, changed=path.stat().st_mtime_ns, mpp=mpp, window=window, stride=stride, tissue=tissue, least=least, simplify=simplify, prob=prob)
+    key = dict(model_id=engine.id, engine=engine.name, size=path.stat().st_size, changed=path.stat().st_mtime_ns, mpp=mpp, window=window, stride=stride, tissue=tissue,
+        least=least, simplify=simplify, prob=prob)
     target = lambda end: out/f'{path.stem}{end}'
     if not again and target('.json').exists() and (old := json.loads(target('.json').read_text()))['asked'] == key: return old | dict(was_done=True)
     target('.json').unlink(missing_ok=True)

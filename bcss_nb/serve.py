@@ -101,7 +101,8 @@ def look(
     source = ArraySource(pixels)
     source.mpp = said
     p = Picture(source, mpp, name)
-    if p.width*p.height > s.max_pixels: raise Refused(413, f'at 0.25 µm the picture has {p.width}x{p.height} pixels, {s.max_pixels/1e6:g} million are allowed: check mpp ({p.file_mpp:g} µm), or send a region')
+    if p.width*p.height > s.max_pixels: raise Refused(413,
+        f'at 0.25 µm the picture has {p.width}x{p.height} pixels, {s.max_pixels/1e6:g} million are allowed: check mpp ({p.file_mpp:g} µm), or send a region')
     def in_time(_):
         if time.monotonic() > deadline: raise Refused(503, f'the picture took longer than {s.deadline:g} s: send a region of it, or try again', retry=5)
     return predict(p, engine, progress=in_time), p, pixels
@@ -142,7 +143,8 @@ def measure_picture(
     grey, density = small.mean(-1), -np.log(np.maximum(small, 1)/255)
     fine = np.abs(x[:, 1::4].astype(np.int16) - x[:, :-1:4][:, :x[:, 1::4].shape[1]]).mean() if x.shape[1] > 1 else 0.
     saturation = (small.max(-1) - small.min(-1))/np.maximum(small.max(-1), 1)
-    found = dict(brightness=grey.mean(), contrast=grey.std(), sharpness=fine, saturation=saturation.mean(), tissue=tissue_share(x), **{f'density_{c}': density[..., i].mean() for i, c in enumerate('rgb')})
+    found = dict(brightness=grey.mean(), contrast=grey.std(), sharpness=fine, saturation=saturation.mean(), tissue=tissue_share(x),
+        **{f'density_{c}': density[..., i].mean() for i, c in enumerate('rgb')})
     return {k: round(float(v), 4) for k, v in found.items()}
 
 class Store:
@@ -192,7 +194,8 @@ def route_of(path:str)->str: # few values, whatever clients ask for
 class JsonLines(logging.Formatter):
     "One JSON object a line."
     def format(self, record):
-        return json.dumps(dict(time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(record.created)), level=record.levelname.lower(), message=record.getMessage(), **getattr(record, 'fields', {}))
+        return json.dumps(dict(time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(record.created)), level=record.levelname.lower(), message=record.getMessage(),
+            **getattr(record, 'fields', {}))
                           | (dict(error=self.formatException(record.exc_info)) if record.exc_info else {}))
 
 # %% ../nbs/08_serve.ipynb #08-serve26
@@ -201,7 +204,8 @@ class Service:
     def __init__(self, s:Settings):
         folder = Path(s.model)
         self.s, self.about, self.ready = s, read_manifest(folder), False
-        if s.model_sha256 and self.about['files']['model.onnx'] != s.model_sha256: raise ValueError(f'{folder} holds model {self.about["files"]["model.onnx"]}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
+        found = self.about['files']['model.onnx']
+        if s.model_sha256 not in ('', found): raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
         each = max(1, cores()//s.workers)
         engines = [open_engine(folder, s.engine, threads=each) for _ in range(s.workers)]
         self.schema, self.exact = engines[0].schema, OnnxEngine(folder, self.about)
@@ -257,8 +261,10 @@ def result(service, key:str, file:str)->Response: # Refused with 404
 # %% ../nbs/08_serve.ipynb #08-serve28
 WEB = Path(bcss_nb.__file__).parent/'web'
 ERRORS = {code: dict(description=text, content={'application/json': dict(schema=dict(type='object', properties=dict(detail=dict(type='string'))))}) for code, text in
-    {400: 'the request is malformed', 401: 'the API key is missing or wrong', 404: 'gone, or never there', 408: 'the body came too slowly', 413: 'too many bytes or pixels', 415: 'no picture in a known format', 422: 'a broken picture, or a field out of range', 503: 'busy, or too slow: see Retry-After'}.items()}
-HEADERS = {'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer', 'content-security-policy': "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; script-src 'self'; frame-ancestors 'none'"}
+    {400: 'the request is malformed', 401: 'the API key is missing or wrong', 404: 'gone, or never there', 408: 'the body came too slowly', 413: 'too many bytes or pixels',
+        415: 'no picture in a known format', 422: 'a broken picture, or a field out of range', 503: 'busy, or too slow: see Retry-After'}.items()}
+HEADERS = {'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer',
+    'content-security-policy': "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; script-src 'self'; frame-ancestors 'none'"}
 
 def refuse(request:Request, e)->JSONResponse:
     "Every error is JSON with a `detail`; the input is never echoed."
@@ -275,7 +281,8 @@ def create_app(s:Settings=None)->FastAPI: # FileNotFoundError, ValueError when t
         yield
         service.ready = False
         service.line.pool.shutdown()
-    app = FastAPI(title='bcss_nb', version=bcss_nb.__version__, lifespan=life, docs_url=None, redoc_url=None, summary='Breast-cancer tissue in H&E images. Research software, not a medical device.')
+    app = FastAPI(title='bcss_nb', version=bcss_nb.__version__, lifespan=life, docs_url=None, redoc_url=None,
+        summary='Breast-cancer tissue in H&E images. Research software, not a medical device.')
     for kind in (Refused, HTTPException, RequestValidationError): app.add_exception_handler(kind, refuse)
     @app.middleware('http')
     async def safe(request, call_next):
@@ -291,7 +298,8 @@ def create_app(s:Settings=None)->FastAPI: # FileNotFoundError, ValueError when t
 def people(app, service):
     "The page and its pictures."
     kinds = {'application/json': {}, 'image/png': {}, 'application/geo+json': {}}
-    @app.post('/predict', tags=['people'], responses={200: dict(content=kinds, description='areas, doubt and links; or the overlay; or outlines for QuPath'), **{k: v for k, v in ERRORS.items() if k != 404}})
+    @app.post('/predict', tags=['people'], responses={200: dict(content=kinds, description='areas, doubt and links; or the overlay; or outlines for QuPath'),
+        **{k: v for k, v in ERRORS.items() if k != 404}})
     async def predict_picture(request:Request, image:UploadFile=File(description='PNG, JPEG, TIFF or WebP, 8-bit RGB'),
                               mpp:float|None=Form(None, ge=.05, le=8, allow_inf_nan=False, description='µm per pixel of the file; default: what the file says, else 0.25')):
         "Segment a picture; `Accept: image/png` gives the overlay, `application/geo+json` the outlines."
@@ -333,7 +341,8 @@ def programs(app, service):
     @app.get('/v2/health/live', tags=['programs'])
     async def live(): return dict(live=True)
 
-    @app.post('/v2/models/bcss/infer', tags=['programs'], responses={k: v for k, v in ERRORS.items() if k in (400, 401, 408, 413, 503)}, openapi_extra=dict(requestBody=dict(required=True, content={'application/json': dict(schema=dict(type='object'))})))
+    @app.post('/v2/models/bcss/infer', tags=['programs'], responses={k: v for k, v in ERRORS.items() if k in (400, 401, 408, 413, 503)},
+        openapi_extra=dict(requestBody=dict(required=True, content={'application/json': dict(schema=dict(type='object'))})))
     async def infer(request:Request):
         "Logits of pictures `image` (B, 3, H, W) in [0, 1]."
         body, deadline = await request.body(), time.monotonic() + service.s.deadline
@@ -363,4 +372,5 @@ def run_service(host='127.0.0.1', port=8080, settings:Settings=None):
     handler = logging.StreamHandler(sys.stdout); handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     app = create_app(settings)
-    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, http=Hurried, ws='none', h11_max_incomplete_event_size=32*1024, limit_concurrency=512, timeout_graceful_shutdown=60, server_header=False)
+    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, http=Hurried, ws='none', h11_max_incomplete_event_size=32*1024, limit_concurrency=512,
+        timeout_graceful_shutdown=60, server_header=False)

@@ -11,7 +11,6 @@ import json, uuid
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .core import IGNORE, Schema, atomic, overlay, rgb_table
 

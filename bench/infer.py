@@ -3,7 +3,8 @@
     python bench/infer.py [--run runs/unet/42] [--data data/processed]
 
 The net is exported first, with its parity table; an engine that loses more than 0.005 Dice is timed but not chosen. Every round
-asks each engine in turn, so that a noisy machine is noisy for all; two calls before the timed ones let the threads of the last engine fall asleep. The last line is JSON; `chosen` is what the service will use."""
+asks each engine in turn, so that a noisy machine is noisy for all.
+Two calls before the timed ones let the threads of the last engine fall asleep. The last line is JSON; `chosen` is what the service will use."""
 import argparse
 import json
 import tempfile
@@ -57,7 +58,8 @@ if __name__ == '__main__':
             except ValueError: continue
         calls = {k: v for k, v in calls.items() if v}
         tiles = ts.images[ts.part('test')[:16]]
-        batches = {'1 tile': tiles[:1], '8 tiles': tiles[:8]} | ({} if calls['onnxruntime-f32'].fixed else {'512 px': np.tile(tiles[:9].reshape(3, 3, 224, 224, 3).transpose(0, 2, 1, 3, 4).reshape(672, 672, 3), (1, 1, 1))[None, :512, :512]})
+        batches = {'1 tile': tiles[:1], '8 tiles': tiles[:8]} | ({} if calls['onnxruntime-f32'].fixed
+            else {'512 px': np.tile(tiles[:9].reshape(3, 3, 224, 224, 3).transpose(0, 2, 1, 3, 4).reshape(672, 672, 3), (1, 1, 1))[None, :512, :512]})
         times = {k: {b: [] for b in batches} for k in calls}
         for _ in range(a.rounds):
             for name, call in calls.items():
@@ -74,4 +76,5 @@ if __name__ == '__main__':
         print(f'{k:22}' + ''.join(f'{v:>10.2f}' for v in t.values()) + (f'{parity["dice_lost"]:>12.4f}{parity["max_logit"]:>11.4f}' if parity else ''))
     good = [k for k in ms if k in ENGINES and table[k]['good']]
     chosen = min(good, key=lambda k: ms[k]['8 tiles'])
-    print(json.dumps(dict(eager_ms=round(ms['torch eager']['8 tiles'], 2), chosen_engine=chosen, chosen_ms=round(ms[chosen]['8 tiles'], 2), ratio_eager=round(ms['torch eager']['8 tiles']/ms[chosen]['8 tiles'], 2))))
+    print(json.dumps(dict(eager_ms=round(ms['torch eager']['8 tiles'], 2), chosen_engine=chosen, chosen_ms=round(ms[chosen]['8 tiles'], 2),
+        ratio_eager=round(ms['torch eager']['8 tiles']/ms[chosen]['8 tiles'], 2))))

@@ -68,7 +68,8 @@ def speed(model):
             runs.append(predict(p, engine, w, s))
         m = min(runs, key=lambda m: m.seconds)
         found[w, s] = dict(share=float(np.median([a/r.seconds for a, r in zip(alone, runs)])), seconds=m.seconds + m.cleaning, dice=dice(m.label, truth))
-        print(f'{w:>7}{s:>7}{count(w, s):>8}{min(alone):>8.2f}{m.seconds:>8.2f}{m.cleaning:>8.2f}{found[w, s]["share"]:>7.1%}{stock/(m.seconds + m.cleaning):>8.1f}   {found[w, s]["dice"].round(4)}')
+        print(f'{w:>7}{s:>7}{count(w, s):>8}{min(alone):>8.2f}{m.seconds:>8.2f}{m.cleaning:>8.2f}{found[w, s]["share"]:>7.1%}'
+              f'{stock/(m.seconds + m.cleaning):>8.1f}   {found[w, s]["dice"].round(4)}')
     f = found[512, 384]
     return dict(region=what, seconds=round(f['seconds'], 2), stock_net_seconds=round(stock, 2), ratio_stock=round(stock/f['seconds'], 2), share_of_bare=round(f['share'], 3),
                 dice_off=round(float(np.abs(f['dice'] - dense).max()), 4))

@@ -120,7 +120,8 @@ if __name__ == '__main__':
     model = str(Path(a.model).absolute())
     tile, region = simulate_roi(4, shape=(224, 224))[1], simulate_roi(5, shape=(1024, 1024))[1]
     x = np.ascontiguousarray(np.stack([tile]*8).transpose(0, 3, 1, 2)/np.float32(255), np.float32)
-    head = json.dumps(dict(inputs=[dict(name='image', shape=list(x.shape), datatype='FP32', parameters=dict(binary_data_size=x.nbytes))], parameters=dict(binary_data_output=True))).encode()
+    head = json.dumps(dict(inputs=[dict(name='image', shape=list(x.shape), datatype='FP32', parameters=dict(binary_data_size=x.nbytes))],
+        parameters=dict(binary_data_output=True))).encode()
     kinds = dict(tile=wire('/predict', files=dict(image=encoded(tile, 'png'))), region=wire('/predict', files=dict(image=encoded(region, 'jpeg'))),
                  tensors=wire('/v2/models/bcss/infer', content=head + x.tobytes(), headers={'Inference-Header-Content-Length': str(len(head))}))
     bare = raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), a.workers)
@@ -137,6 +138,8 @@ if __name__ == '__main__':
     took = np.array([t for c, t in answers if c == 200])
     ratio = float(np.quantile(took, .99)/found['region']['alone'])
     half = len(sizes)//2
-    print(f'regions at {rate:.1f}/s for {a.seconds:g} s: {codes}; accepted: median {1000*np.median(took):.0f} ms, p99 {1000*np.quantile(took, .99):.0f} ms = {ratio:.2f} x alone; {len(took)/a.seconds:.1f}/s answered')
+    print(f'regions at {rate:.1f}/s for {a.seconds:g} s: {codes}; accepted: median {1000*np.median(took):.0f} ms, '
+          f'p99 {1000*np.quantile(took, .99):.0f} ms = {ratio:.2f} x alone; {len(took)/a.seconds:.1f}/s answered')
     print(f'memory {sizes[3]:.0f} MB after 3 s, {np.median(sizes[half:]):.0f} MB median of the second half, {max(sizes):.0f} MB at most')
-    print(json.dumps(dict(share_of_raw={k: round(found[k]['served']/bare[k], 3) for k in kinds}, codes=codes, p99_over_alone=round(ratio, 2), memory_mb=[round(sizes[3]), round(float(np.median(sizes[half:])))])))
+    print(json.dumps(dict(share_of_raw={k: round(found[k]['served']/bare[k], 3) for k in kinds}, codes=codes, p99_over_alone=round(ratio, 2),
+        memory_mb=[round(sizes[3]), round(float(np.median(sizes[half:])))])))

@@ -1,7 +1,6 @@
 "Pictures and slides: seams, memory, holes, resuming, sharing, and the real region where it is."
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -130,7 +129,8 @@ def test_processes_share_a_folder(tmp_path, exported):
     (tmp_path/'in').mkdir()
     for i in range(3): Image.fromarray(simulate_roi(i, shape=(300, 300))[1]).save(tmp_path/f'in/r{i}.png')
     args = ['bcss_nb.cli', 'predict', str(tmp_path/'in'), '--model', str(exported), '--out', str(tmp_path/'out'), '--mpp', '.25', '--threads', '1']
-    said = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', *args], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    said = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', *args], capture_output=True, text=True,
+        env=os.environ | dict(OMP_NUM_THREADS='1'))
     assert said.returncode == 0, said.stderr[-2000:]
     assert said.stdout.count('mm2') == 9 and len(list((tmp_path/'out').glob('*.json'))) == 3
 
@@ -139,7 +139,8 @@ def measured(side, tmp_path):
     "Peak megabytes of a process that predicts a slide with a net that costs nothing."
     kinds = [np.rot90(simulate_roi(7, shape=(512, 512))[1], k).copy() for k in range(4)]
     n = side//512
-    tifffile.imwrite(tmp_path/f'{side}.tif', (kinds[(r + 2*c) % 4] for r in range(n) for c in range(n)), shape=(side, side, 3), dtype=np.uint8, tile=(512, 512), photometric='rgb', compression='jpeg',
+    tifffile.imwrite(tmp_path/f'{side}.tif', (kinds[(r + 2*c) % 4] for r in range(n) for c in range(n)), shape=(side, side, 3), dtype=np.uint8, tile=(512, 512),
+        photometric='rgb', compression='jpeg',
                      resolution=(40_000, 40_000), resolutionunit='CENTIMETER')
     code = f'''
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})

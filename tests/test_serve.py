@@ -153,7 +153,8 @@ def attacks(tile, rng):
         lambda: ('POST', '/predict', dict(files=dict(image=flat))),
         lambda: ('POST', '/predict', dict(files=dict(image=good), data=dict(mpp=rng.choice(('nan', 'inf', '-1', '1e999', '0.05', '8', '', 'x', '0'*500))))),
         lambda: ('POST', '/predict', dict(files=dict(image=png(tile[..., 0])))),
-        lambda: ('POST', '/predict', dict(content=junk(rng.randint(0, 3000)), headers={'content-type': rng.choice(('multipart/form-data', 'multipart/form-data; boundary=x', 'text/plain', 'application/json'))})),
+        lambda: ('POST', '/predict', dict(content=junk(rng.randint(0, 3000)), headers={'content-type': rng.choice(('multipart/form-data', 'multipart/form-data; boundary=x',
+            'text/plain', 'application/json'))})),
         lambda: ('POST', '/predict', dict(content=b'x'*5*2**20)),
         lambda: ('POST', '/predict', dict(data={str(i): 'v' for i in range(2000)})),
         lambda: ('POST', '/predict', dict(files=[('image', good)]*rng.randint(2, 60))),
@@ -164,7 +165,8 @@ def attacks(tile, rng):
         lambda: ('POST', '/v2/models/bcss/infer', dict(content=junk(3000), headers={'Inference-Header-Content-Length': rng.choice(('-1', '5', '99999', 'x', '9'*50))})),
         lambda: ('POST', '/v2/models/bcss/infer', dict(content=tensor(shape=[1, 3, 40, 32], data=[0]*3840))),
         lambda: (rng.choice(('GET', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'TRACE', 'HEAD', 'BREW')), rng.choice(('/predict', '/v2', '/', '/results/a/b')), {}),
-        lambda: ('GET', rng.choice(('/static/../serve.py', '/static/%2e%2e/serve.py', '/results/../../etc/passwd', '/%00', '/results/x/%0a', '/static//etc/passwd', '/v2/models/none')), {}),
+        lambda: ('GET', rng.choice(('/static/../serve.py', '/static/%2e%2e/serve.py', '/results/../../etc/passwd', '/%00', '/results/x/%0a', '/static//etc/passwd',
+            '/v2/models/none')), {}),
         lambda: ('GET', '/', dict(headers={f'x-{i}': 'v'*rng.randint(1, 900) for i in range(rng.randint(1, 80))})),
         lambda: ('GET', '/', dict(headers={'x-request-id': rng.choice(('a'*5000, '../../x', 'a b', '"<script>'))})),
     ]
@@ -216,7 +218,9 @@ def test_schemathesis(served):
     schemathesis = pytest.importorskip('schemathesis')
     del schemathesis
     url, p, log = served
-    said = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', f'{url}/openapi.json', '--checks', 'not_a_server_error,content_type_conformance,status_code_conformance',
-                           '--max-examples', str(max(5, HOSTILE//20)), '--seed', '1', '--phases', 'examples,coverage,fuzzing', '--suppress-health-check', 'all'], capture_output=True, text=True, timeout=900)
+    said = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', f'{url}/openapi.json', '--checks',
+        'not_a_server_error,content_type_conformance,status_code_conformance',
+                           '--max-examples', str(max(5, HOSTILE//20)), '--seed', '1', '--phases', 'examples,coverage,fuzzing', '--suppress-health-check', 'all'],
+                               capture_output=True, text=True, timeout=900)
     assert said.returncode == 0, said.stdout[-4000:] + said.stderr[-1000:]
     assert p.poll() is None and not [r for r in requests_logged(log) if r['status'] == 500]
