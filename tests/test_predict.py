@@ -87,6 +87,28 @@ def test_glass_is_left_out(region):
     assert m.counts[-1, 0] == (m.label == IGNORE).sum()
 
 
+def test_a_net_of_one_side_gets_its_side(region):
+    sides = set()
+    class Fixed(Reddish):
+        def __init__(self): super().__init__(); self.model = 'unetr'
+
+        def run(self, x): sides.add(x.shape[1:3]); return super().run(x)
+    for h, w in ((900, 1300), (100, 90)):
+        m = predict(Picture(np.ascontiguousarray(region[:h, :w])), Fixed(), tissue=0)
+        assert m.label.shape == (h, w) and m.window == 224
+    assert sides == {(224, 224)}
+
+
+def test_a_scanner_file_is_read_at_its_resolution(tmp_path, region):
+    "An Aperio file of 0.5 µm with a coarser level, as OpenSlide knows it."
+    about = 'Aperio Image Library v1\r\n1300x900 (256x256) JPEG/RGB Q=90|AppMag = 20|MPP = 0.5000'
+    with tifffile.TiffWriter(tmp_path/'slide.svs') as t:
+        for step in (1, 4): t.write(region[::step, ::step], tile=(256, 256), compression='jpeg', photometric='rgb', description=about, metadata=None, subfiletype=int(step > 1))
+    p = open_picture(tmp_path/'slide.svs')
+    assert (p.file_mpp, p.mpp_from, p.width, p.height) == (.5, 'file', 2600, 1800)
+    assert np.abs(p.read(400, 200, 400, 300)[::2, ::2].astype(int) - region[100:250, 200:400]).mean() < 12
+
+
 def test_odd_sizes_and_tiny_pictures(region):
     for h, w in ((1, 1), (7, 300), (33, 31), (225, 223), (513, 1025)):
         m = predict(Picture(np.ascontiguousarray(region[:h, :w])), Reddish(), tissue=0)
