@@ -38,7 +38,8 @@ def test_the_bundle_says_what_monai_asks_for(exported):
     assert not set(wanted) - set(about)
     image, pred = about['network_data_format']['inputs']['image'], about['network_data_format']['outputs']['pred']
     assert image['num_channels'] == 3 and pred['num_channels'] == len(pred['channel_def']) == 3
-    assert {'configs/metadata.json', 'configs/inference.json', 'models/model.pt', 'docs/README.md', 'LICENSE'} <= {k.removeprefix('bundle/') for k in read_manifest(exported)['bundle']}
+    assert {'configs/metadata.json', 'configs/inference.json', 'models/model.pt', 'docs/README.md', 'LICENSE'} <= {k.removeprefix('bundle/')
+        for k in read_manifest(exported)['bundle']}
 
 
 def test_eight_bits_that_lose_too_much_are_not_published(ts, run, tmp_path, monkeypatch):
