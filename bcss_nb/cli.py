@@ -29,6 +29,7 @@ def add_predict(p):
     p.add_argument('--device', default='auto', help='of a checkpoint: cpu, cuda, cuda:1 (default: the GPU if there is one)')
     p.add_argument('--threads', type=int, default=0, help='of a CPU (default: all cores)')
 
+# %% ../nbs/08c_cli.ipynb #08c-cli14
 def do_predict(a)->int: # how many pictures failed
     "Run `bcss predict`; under torchrun every process takes its share of the pictures and its own device."
     import os

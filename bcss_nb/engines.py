@@ -19,6 +19,7 @@ from .core import Schema, get_schema, pick
 # %% ../nbs/06b_engines.ipynb #06b-engi08
 MULTIPLE = 16  # sides of a window are multiples of this: four halvings in the UNet, patches in the UNETR
 
+# %% ../nbs/06b_engines.ipynb #06b-engi20
 class Engine:
     "A net that is ready to be called; see the four kinds below."
     name = ''  # 'torch-bf16', 'openvino-bf16', ...
@@ -157,7 +158,7 @@ class OnnxInt8Engine(OnnxEngine):
     "ONNX Runtime with 8-bit weights and activations."
     name = 'onnxruntime-int8'
 
-# %% ../nbs/06b_engines.ipynb #06b-engi20
+# %% ../nbs/06b_engines.ipynb #06b-engi31
 class OpenvinoEngine(ExportedEngine):
     "OpenVINO, by default in bfloat16 where the CPU computes in it."
     name, precision, most = 'openvino-bf16', 'bf16', 6  # most: graphs kept
@@ -184,6 +185,7 @@ class OpenvinoEngine(ExportedEngine):
         if len(self.graphs) > self.most: del self.graphs[next(k for k in self.graphs if k)]
         return self.graphs[key].infer([np.ascontiguousarray(x)], share_inputs=True)[0]
 
+# %% ../nbs/06b_engines.ipynb #06b-engi32
 class OpenvinoF32Engine(OpenvinoEngine):
     "OpenVINO in float32."
     name, precision = 'openvino-f32', 'f32'

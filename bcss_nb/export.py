@@ -106,6 +106,7 @@ def judge(
     off = {} if reference is None else dict(max_logit=float(np.abs(logits - reference).max()), changed=float((logits.argmax(1) != reference.argmax(1)).mean()))
     return dict(engine=engine.name, dice=float(mean_dice(counts[None].numpy())[0]), **off, ms=1000*float(np.median(times))), logits
 
+# %% ../nbs/07_export.ipynb #07-expor24
 def parity(
     folder:Path,      # with model.onnx and perhaps model.int8.onnx, and model.json
     checkpoint:Path, ts:TileSet, rows,
@@ -201,13 +202,14 @@ def manifest(folder:Path, checkpoint:Path, about:dict, **more):
         files={f: file_id(folder/f) for f in names}, bundle={f: file_id(folder/f) for f in bundle}, checkpoint=file_id(checkpoint), source=about['source'], data=about['data'],
             seed=about['seed'], trained_at=about['git'], step=about['step'], **more))
 
-# %% ../nbs/07_export.ipynb #07-expor24
+# %% ../nbs/07_export.ipynb #07-expor42
 def refused(table:list)->list: # names of the engines that lose too much
     "What may not go out; ValueError when the float32 file itself is wrong."
     exact = next(t for t in table if t['engine'] == 'onnxruntime-f32')
     if exact['max_logit'] > .01: raise ValueError(f"model.onnx differs from PyTorch by {exact['max_logit']:.3g} in a logit: not published")
     return [t['engine'] for t in table if not t['good']]
 
+# %% ../nbs/07_export.ipynb #07-expor43
 def export_run(
     run:Path, ts:TileSet, out:Path, # folder of a training; its data; folder to write
     tiles=0, engine='auto',         # as above

@@ -96,6 +96,7 @@ def replay(body:bytes, receive):
 # %% ../nbs/08a_limits.ipynb #08a-limi20
 GUARDED = ('/predict', '/results/', '/v2/models/bcss/infer')
 
+# %% ../nbs/08a_limits.ipynb #08a-limi24
 class Gate:
     "ASGI layer before everything else: key, size, time and number of bodies."
     def __init__(self, app,

@@ -202,6 +202,7 @@ def settle(raw, label, doubt, least:int, classes:int)->np.ndarray: # counts, see
         counts += tally(part, np.asarray(doubt[ys.start//2:-(-ys.stop//2), xs.start//2:-(-xs.stop//2)]), classes)
     return counts
 
+# %% ../nbs/06_predict.ipynb #06-predi47
 def predict(
     p:Picture, engine:Engine,
     window=0, stride=0,      # see `fitting`
@@ -302,7 +303,7 @@ def write_outputs(maps:Maps, p:Picture, engine:Engine, target, simplify:float): 
     write_class_map(target('.classes.ome.tif'), maps.label, engine.schema, p.mpp)
     with atomic(target('.overlay.png')) as tmp: Image.fromarray(overview(maps, engine.schema)).save(tmp, 'png', compress_level=1)
 
-# %% ../nbs/06_predict.ipynb #06-predi47
+# %% ../nbs/06_predict.ipynb #06-predi52
 ENDINGS = set('.png .jpg .jpeg .tif .tiff .webp .bmp .svs .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm'.split())
 
 def find_pictures(
@@ -322,6 +323,7 @@ def find_pictures(
         if len(same) > 1: raise ValueError(f'{same[0]} and {same[1]} would write the same files: rename one, or give them another folder')
     return found
 
+# %% ../nbs/06_predict.ipynb #06-predi53
 def predict_files(
     pictures:list, engine:Engine, out:Path, # from `find_pictures`; a model; a folder
     say=print, **options,                   # see `predict_file`

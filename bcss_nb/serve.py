@@ -147,6 +147,7 @@ def measure_picture(
         **{f'density_{c}': density[..., i].mean() for i, c in enumerate('rgb')})
     return {k: round(float(v), 4) for k, v in found.items()}
 
+# %% ../nbs/08_serve.ipynb #08-serve28
 class Store:
     "Append-only files of what was asked and answered, one a day."
     def __init__(self, s:Settings): self.s, self.rng, self.lost = s, np.random.default_rng(), 0
@@ -258,7 +259,7 @@ def result(service, key:str, file:str)->Response: # Refused with 404
     if file == 'outlines.geojson': return Response(''.join(collection(all_features(maps, p, service.schema))), media_type='application/geo+json')
     raise Refused(404, 'a result has classes.png, doubt.png and outlines.geojson')
 
-# %% ../nbs/08_serve.ipynb #08-serve28
+# %% ../nbs/08_serve.ipynb #08-serve32
 WEB = Path(bcss_nb.__file__).parent/'web'
 ERRORS = {code: dict(description=text, content={'application/json': dict(schema=dict(type='object', properties=dict(detail=dict(type='string'))))}) for code, text in
     {400: 'the request is malformed', 401: 'the API key is missing or wrong', 404: 'gone, or never there', 408: 'the body came too slowly', 413: 'too many bytes or pixels',
@@ -272,6 +273,7 @@ def refuse(request:Request, e)->JSONResponse:
     if isinstance(e, HTTPException): return JSONResponse(dict(detail=str(e.detail)), e.status_code, e.headers)
     return JSONResponse(dict(detail=e.detail), e.status, e.headers)
 
+# %% ../nbs/08_serve.ipynb #08-serve42
 def create_app(s:Settings=None)->FastAPI: # FileNotFoundError, ValueError when the model is not what it should be
     "The application, ready for uvicorn."
     service = Service(s or Settings.from_env())
@@ -322,7 +324,7 @@ def people(app, service):
     app.mount('/static/swagger', StaticFiles(directory=Path(fastapi_offline.__file__).parent/'static'))
     app.mount('/static', StaticFiles(directory=WEB))
 
-# %% ../nbs/08_serve.ipynb #08-serve32
+# %% ../nbs/08_serve.ipynb #08-serve43
 def programs(app, service):
     "The Open Inference Protocol."
     about = describe_model(service.schema.classes, service.exact.side if service.exact.fixed else 0)
@@ -352,6 +354,7 @@ def programs(app, service):
         body, header = await service.line.run(lambda _: write_answer(asked, service.exact.logits(x)), deadline)
         return Response(body, media_type='application/octet-stream' if header else 'application/json', headers={'Inference-Header-Content-Length': header} if header else {})
 
+# %% ../nbs/08_serve.ipynb #08-serve44
 def operators(app, service):
     "Prometheus."
     @app.get('/metrics', tags=['operators'], response_class=Response)

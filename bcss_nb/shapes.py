@@ -116,6 +116,7 @@ def _tiles(label, step:int):
             part = thinned(label, step, y, x, SIDE*step)
             yield np.pad(part, [(0, SIDE - n) for n in part.shape], constant_values=IGNORE)
 
+# %% ../nbs/06c_shapes.ipynb #06c-shap31
 def write_class_map(
     path:Path,
     label,         # (H, W) uint8, in memory or zarr
@@ -134,7 +135,7 @@ def write_class_map(
             t.write(_tiles(label, 2**i), shape=here, resolution=(per_cm, per_cm), resolutionunit='CENTIMETER', **look,
                     **(dict(subifds=levels - 1, metadata=size) if not i else dict(subfiletype=1)))
 
-# %% ../nbs/06c_shapes.ipynb #06c-shap31
+# %% ../nbs/06c_shapes.ipynb #06c-shap41
 def open_probabilities(
     path:Path, schema:Schema,
     shape:tuple,   # (H, W)
@@ -154,6 +155,7 @@ def open_probabilities(
     group.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=axes, datasets=datasets, name='probabilities')], omero=dict(channels=channels))
     return group['0']
 
+# %% ../nbs/06c_shapes.ipynb #06c-shap42
 def coarsen(path:Path):
     "Fill the coarser levels of an OME-Zarr, tile by tile, each from the one before."
     import zarr
