@@ -21,7 +21,7 @@ from shared_serve import memory, requests_logged, service
 from bcss_nb.engines import OnnxEngine, as_input, read_manifest
 from bcss_nb.sample import simulate_roi
 
-HOSTILE = int(os.environ.get('HOSTILE', 400))  # requests; 5000 for a long look
+HOSTILE = int(os.environ.get('HOSTILE', 300))  # requests; 5000 for a long look
 
 
 def png(pixels, kind='png', **options):
