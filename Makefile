@@ -129,7 +129,7 @@ export: setup-dev ## notebooks -> module, outputs cleaned of noise
 
 test: check lint ## every check: tree in step, ruff, notebooks, pytest with coverage
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
-	python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 bench: setup-dev ## speed of data, training, engines, prediction and service; each prints a table and ends with one line of JSON (bench/recipe.py takes an hour)
 	for b in data train gpu infer predict serve; do python bench/$$b.py || exit 1; done

@@ -6,7 +6,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CUDA = re.compile(r'^(nvidia-(cu|nccl|nvj|nvs|nvt)|cuda-|triton)')  # torch pins its own CUDA packages; a CPU wheel of it has none
+CUDA = re.compile(r'^(nvidia-(cu|nccl|nvj|nvs|nvt)|cuda-|triton==)')  # torch pins its own CUDA packages; a CPU wheel of it has none
 cfg = ConfigParser(delimiters=['='], interpolation=None)
 cfg.read(ROOT/'settings.ini')
 cfg = cfg['DEFAULT']
