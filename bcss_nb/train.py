@@ -59,7 +59,7 @@ class Config:
     seed:int = 42
 
 # %% ../nbs/03_train.ipynb #edaa1b78
-BUDGETS = dict(smoke=dict(presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=4, val_tiles=64),   # val_tiles: at most so many are scored each round; 0: all
+BUDGETS = dict(smoke=dict(presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=6, val_tiles=64),   # val_tiles: at most so many are scored each round; 0: all
                full=dict(presets=dict(unet='unet-l', unetr='unetr-b'), steps=30_000, rounds=60, val_tiles=0))
 
 def plan(c:Config, tiles:int)->dict: # preset; steps (0 when the clock decides); seconds; rounds; val_tiles; unit: 'steps', 'epochs' or 'minutes'
