@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MULTIPLE', 'ENGINES', 'Engine', 'cores', 'file_id', 'as_input', 'fold_norms', 'TorchEngine', 'read_manifest',
-           'ExportedEngine', 'OnnxEngine', 'OnnxInt8Engine', 'OpenvinoEngine', 'OpenvinoF32Engine',
+           'ExportedEngine', 'OnnxEngine', 'OnnxInt8Engine', 'signal_stack_kept', 'OpenvinoEngine', 'OpenvinoF32Engine',
            'OpenvinoInt8Engine', 'open_engine']
 
 # %% ../nbs/06b_engines.ipynb #06b-engi02
-import hashlib, json, os
+import ctypes, hashlib, json, os
 from collections import OrderedDict, deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,19 @@ class OnnxInt8Engine(OnnxEngine):
     "ONNX Runtime with 8-bit weights and activations."
     name = 'onnxruntime-int8'
 
-# %% ../nbs/06b_engines.ipynb #06b-engi31
+# %% ../nbs/06b_engines.ipynb #06b-engi33
+class _SignalStack(ctypes.Structure): _fields_ = [('at', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+
+@contextmanager
+def signal_stack_kept():
+    "Put the signal stack of this thread back when the block ends."
+    libc, was = ctypes.CDLL(None), _SignalStack()
+    if not hasattr(libc, 'sigaltstack'): yield; return
+    libc.sigaltstack(None, ctypes.byref(was))
+    try: yield
+    finally: libc.sigaltstack(ctypes.byref(was), None)
+
+# %% ../nbs/06b_engines.ipynb #06b-engi34
 class OpenvinoEngine(ExportedEngine):
     "OpenVINO, by default in bfloat16 where the CPU computes in it."
     name, precision, most = 'openvino-bf16', 'bf16', 6  # most: graphs kept
@@ -175,7 +188,7 @@ class OpenvinoEngine(ExportedEngine):
         graph = steps.build()
         if shape: graph.reshape(shape)
         options = {'INFERENCE_PRECISION_HINT': self.precision, 'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1}
-        return core.compile_model(graph, 'CPU', options).create_infer_request()
+        with signal_stack_kept(): return core.compile_model(graph, 'CPU', options).create_infer_request()
 
     def run(self, x):
         key = x.shape if x.shape in self.graphs or x.shape in self.last else None
