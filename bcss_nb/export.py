@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSS', 'preferred', 'best_seed', 'quiet', 'write_onnx', 'write_int8', 'judge', 'parity', 'network_def', 'metadata',
-           'inference', 'write_bundle', 'spread', 'temperature', 'manifest', 'refused', 'export_run', 'replace_folder']
+           'inference', 'write_bundle', 'training_reference', 'spread', 'temperature', 'manifest', 'refused',
+           'export_run', 'replace_folder']
 
 # %% ../nbs/07_export.ipynb #07-expor02
 import contextlib, io, json, logging, os, platform, shutil, time, warnings
@@ -19,8 +20,11 @@ from .calibration import fit_temperature, labelled
 from .checkpoint import load_checkpoint
 from .core import MPP, atomic, check_parameters, from_root, get_schema, write_json
 from .dataset import TileSet, load_set, smoke_set
+from .drift import make_reference, measure_picture, record, write_reference
 from .engines import ENGINES, TorchEngine, as_input, cores, file_id, fold_norms, open_engine, read_manifest
 from .metrics import confusion, mean_dice
+from .predict import predict, summary
+from .slides import ArraySource, Picture
 
 # %% ../nbs/07_export.ipynb #07-expor08
 def preferred(
@@ -180,7 +184,19 @@ Research software, not a medical device. PNGs of 8-bit RGB at {MPP} µm per pixe
 """)
     (folder/'LICENSE').write_text('Apache-2.0: https://www.apache.org/licenses/LICENSE-2.0\n')
 
-# %% ../nbs/07_export.ipynb #07-expor23
+# %% ../nbs/07_export.ipynb #07-expor27
+def training_reference(
+    engine,         # from `open_engine`
+    ts:TileSet,
+    most=1000,      # tiles, evenly chosen
+)->dict:            # see `make_reference`
+    "What the engine sees in the tiles it was made with."
+    rows = spread(np.r_[ts.part('train'), ts.part('val')], most)
+    pictures = [(ts.images[r], Picture(ArraySource(ts.images[r]), MPP)) for r in rows]
+    records = [record(measure_picture(x), summary(predict(p, engine), p, engine)) for x, p in pictures]
+    return make_reference(records, list(ts.tiles.site.iloc[rows]), list(ts.tiles.patient.iloc[rows]))
+
+# %% ../nbs/07_export.ipynb #07-expor43
 def spread(rows, most:int): # at most so many, evenly chosen; 0: all
     "Some of the rows, from all over."
     rows = np.asarray(rows)
@@ -195,7 +211,7 @@ def temperature(checkpoint:Path, ts:TileSet, most=64)->float: # 1 without a vali
 
 def manifest(folder:Path, checkpoint:Path, about:dict, **more):
     "Write model.json."
-    schema, names = get_schema(about['schema']), [f for f in ('model.onnx', 'model.int8.onnx') if (folder/f).exists()]
+    schema, names = get_schema(about['schema']), [f for f in ('model.onnx', 'model.int8.onnx', 'reference.json') if (folder/f).exists()]
     bundle = sorted(str(f.relative_to(folder)) for f in (folder/'bundle').rglob('*') if f.is_file())
     write_json(folder/'model.json', dict(model=about['model'], preset=about['preset'], schema=schema.name, classes=list(schema.classes), colors=list(schema.colors),
         tile=about['tile'], mpp=MPP,
@@ -209,7 +225,7 @@ def refused(table:list)->list: # names of the engines that lose too much
     if exact['max_logit'] > .01: raise ValueError(f"model.onnx differs from PyTorch by {exact['max_logit']:.3g} in a logit: not published")
     return [t['engine'] for t in table if not t['good']]
 
-# %% ../nbs/07_export.ipynb #07-expor43
+# %% ../nbs/07_export.ipynb #07-expor33
 def export_run(
     run:Path, ts:TileSet, out:Path, # folder of a training; its data; folder to write
     tiles=0, engine='auto',         # as above
@@ -229,6 +245,7 @@ def export_run(
         if {'onnxruntime-int8', 'openvino-int8'} <= set(out_of): (tmp/'model.int8.onnx').unlink()
         choice = min([t for t in table if t['good'] and t['engine'] in ENGINES], key=lambda t: t['ms'])['engine'] if engine == 'auto' else engine
         if choice in out_of: raise ValueError(f'engine {choice} loses more than {LOSS} Dice: not published')
+        write_reference(tmp/'reference.json', training_reference(open_engine(tmp, choice), ts))
         manifest(tmp, checkpoint, about, temperature=warm, engine=choice, parity=table, refused=out_of,
             measured_on=dict(cpu=platform.machine(), cores=cores(), tiles=len(spread(ts.part('test'), tiles))))
         replace_folder(tmp, Path(out))

@@ -130,7 +130,8 @@ def test_logs_and_store_hold_no_pixels_and_no_names(served, tile):
     assert said.headers['x-request-id'] == 'mine-1' and said.json()['picture'] == 'Jane_Doe.png'
     assert any(r['request_id'] == 'mine-1' and r['status'] == 200 for r in requests_logged(log))
     stored = [json.loads(line) for f in (log.parent/'store').glob('*.jsonl') for line in open(f)]
-    assert any(s['request_id'] == 'mine-1' and 0 < s['look']['brightness'] < 255 for s in stored)
+    mine = {s['kind']: s for s in stored if s['request_id'] == 'mine-1'}
+    assert 0 < mine['answer']['numbers']['brightness'] < 255 and mine['request']['status'] == 200 and mine['request']['ms'] > 0
     assert 'Jane' not in log.read_text() + json.dumps(stored) and not list((log.parent/'store').glob('*.png'))
 
 
