@@ -41,10 +41,10 @@ GRID ?= train.lr=0.0005,0.0015,0.005
 GROUP ?= sweep
 MODEL ?= unet
 
-.PHONY: help setup setup-dev lab demo data train sweep profile model serve image-serve remote export test bench check lint readme lock clean
+.PHONY: help setup setup-dev lab demo data train sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab remote export test bench check lint readme lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  data and train take SOURCE=sample|kaggle224|kaggle512|roi|auto RAW=<folder or zip> SCHEMA=kaggle3|bcss3|bcss5"
 	@echo "  SIZE=224 STRIDE=0 EDGE=drop|shift|pad SPLIT=site|custom|patient-kfold|shipped FOLDS=5 FOLD=0 TEST_SITES=OL,LL TEST_PATIENTS=TCGA-A1-A0SK"
@@ -109,11 +109,33 @@ serve: setup ## the exported model on http://localhost:8080: web page, API, metr
 	@[ -e exports/bcss/model.json ] || $(MAKE) --no-print-directory model
 	bcss serve --model exports/bcss
 
+STORE ?= store
+HOURS ?= 24
+monitor: setup ## report on what the service stored: STORE=<folder that BCSS_STORE named> HOURS=24
+	python -m papermill nbs/09_monitor.ipynb reports/09_monitor.ipynb -k python3 --no-progress-bar -r store '$(STORE)' -r model exports/bcss -p hours $(HOURS) -r reports reports
+	@cat reports/monitor.json; echo "reports/monitor.html holds every distribution"
+
 ENGINE ?= docker
-BASE ?= python:3.11-slim-bookworm
+BASE ?=
+CACHE ?= $(HOME)/.cache/bcss_nb
+GPUS ?= $(if $(shell command -v nvidia-smi),--gpus all)
+INSIDE = mkdir -p '$(CACHE)' && $(ENGINE) run --rm $(GPUS) --ipc=host -u $$(id -u):$$(id -g) -e HOME=/tmp -e XDG_CACHE_HOME=/cache -e HF_HOME=/cache/huggingface -e WANDB_API_KEY \
+  -v '$(CURDIR)':/home/bcss/bcss_nb -v '$(CACHE)':/cache
 image-serve: ## the container image of the service: ENGINE=docker|podman|buildah BASE=image
-	@[ -e exports/bcss/model.json ] || $(MAKE) --no-print-directory model
-	$(ENGINE) build -f Dockerfile.serve --build-arg BASE=$(BASE) -t bcss-serve .
+	@[ -e exports/bcss/reference.json ] || $(MAKE) --no-print-directory model
+	$(ENGINE) build -f Dockerfile.serve $(if $(BASE),--build-arg BASE='$(BASE)') -t bcss-serve .
+
+image-cuda: ## the container image of the pipeline: ENGINE=docker|podman|buildah BASE=image
+	$(ENGINE) build -f Dockerfile.cuda $(if $(BASE),--build-arg BASE='$(BASE)') -t bcss-train .
+
+image-check: ## build both images without a container engine and run them (root, buildah, debootstrap; 25 minutes)
+	deploy/image_check.sh
+
+docker-repro: ## this tree's pipeline inside the image, on the GPUs there are, as you; GPUS= for none
+	$(INSIDE) bcss-train dvc repro
+
+docker-lab: ## JupyterLab inside the image, on http://localhost:8888
+	$(INSIDE) -it -p 127.0.0.1:8888:8888 bcss-train jupyter lab --ip 0.0.0.0 --no-browser
 
 define source_known
 case "$(SOURCE)" in sample|kaggle224|kaggle512|roi|auto) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, kaggle512, roi, auto." >&2; exit 1;; esac

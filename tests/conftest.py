@@ -20,5 +20,5 @@ def exported(ts, run):
     from bcss_nb.export import export_run
     made = from_root('runs/smoke/export')
     with locked(made):
-        if not (made/'model.json').exists() or read_manifest(made)['data'] != ts.manifest['id']: export_run(run, ts, made, tiles=16)
+        if not (made/'reference.json').exists() or read_manifest(made)['data'] != ts.manifest['id']: export_run(run, ts, made, tiles=16)
     return made

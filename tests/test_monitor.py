@@ -1,0 +1,150 @@
+"Drift is noticed, and only drift; Prometheus reads the real service; rules and dashboard name what exists."
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from shared_serve import free_port, service
+
+from bcss_nb.dataset import load_set, smoke_set
+from bcss_nb.robustness import restain
+
+ROOT = Path(__file__).parent.parent
+RULES = ROOT/'deploy/monitoring'
+prometheus = pytest.mark.skipif(not shutil.which('promtool'), reason='needs the Debian package prometheus')
+
+
+def png(x):
+    out = io.BytesIO()
+    Image.fromarray(x).save(out, 'png')
+    return out.getvalue()
+
+
+@pytest.fixture(scope='module')
+def tiles():
+    ts = load_set(smoke_set())
+    return ts.images[np.r_[ts.part('train'), ts.part('val')]]
+
+
+def send(client, images, n, seed):
+    "Send n random tiles."
+    for i in np.random.default_rng(seed).integers(0, len(images), n):
+        assert client.post('/predict', files=dict(image=png(images[i]))).status_code == 200
+
+
+def gauges(client):
+    "Name, labels and value of what the service exposes."
+    return {m[0]: float(m[1]) for m in re.findall(r'^(bcss_drift_ratio\{[^}]*\}) (\S+)$', client.get('/metrics').text, flags=re.M)}
+
+
+@pytest.fixture(scope='module')
+def watched(exported, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('watched')
+    with service(exported, folder/'log', store=folder/'store') as (url, _):
+        with httpx.Client(base_url=url, timeout=60) as client: yield url, client, folder
+
+
+def test_silent_then_fires(watched, tiles):
+    _, client, folder = watched
+    for i in range(10):
+        send(client, tiles, 100, i)
+        assert client.get('/drift').json()['drifted'] == [] and max(gauges(client).values()) <= 1
+    noticed, shifted = None, restain(tiles, .6)
+    for i in range(20):
+        send(client, shifted, 10, 100 + i)
+        if client.get('/drift').json()['drifted']: noticed = 10*(i + 1); break
+    print(f'1,000 tiles as in training raise nothing; with 0.6 x dye the watch notices within {noticed} requests')
+    assert noticed and noticed <= 200 and max(gauges(client).values()) > 1
+    lines = [json.loads(line) for f in (folder/'store').glob('*.jsonl') for line in open(f)]
+    assert sum(line['kind'] == 'answer' for line in lines) == 1000 + noticed and not list((folder/'store').glob('*.png'))
+
+
+@prometheus
+def test_prometheus_scrapes_and_fires(watched, tiles, tmp_path):
+    url, client, _ = watched
+    client.get('/drift')
+    config = yaml.safe_load((RULES/'prometheus.yml').read_text())
+    config['global'] = dict(scrape_interval='1s', evaluation_interval='1s')
+    config['scrape_configs'][0]['static_configs'][0]['targets'] = [url.removeprefix('http://')]
+    shutil.copy(RULES/'alerts.yml', tmp_path)
+    (tmp_path/'prometheus.yml').write_text(yaml.safe_dump(config))
+    port = free_port()
+    with open(tmp_path/'log', 'w') as log:
+        options = f'--config.file={tmp_path}/prometheus.yml', f'--storage.tsdb.path={tmp_path}/data', f'--web.listen-address=127.0.0.1:{port}'
+        p = subprocess.Popen(['prometheus', *options], stderr=log)
+    api = f'http://127.0.0.1:{port}/api/v1'
+    def ask(q): return httpx.get(f'{api}/query', params=dict(query=q)).json()['data']['result']
+    def firing(): return {a['labels']['alertname'] for a in httpx.get(f'{api}/alerts').json()['data']['alerts'] if a['state'] == 'firing'}
+    def wait(what, seconds=30):
+        for _ in range(seconds*4):
+            assert p.poll() is None, (tmp_path/'log').read_text()[-2000:]
+            try:
+                if what(): return True
+            except (httpx.HTTPError, KeyError): pass
+            time.sleep(.25)
+    try:
+        send(client, tiles, 120, 7)
+        assert wait(lambda: ask('up{job="bcss"} == 1') and ask('bcss_drift_ratio{feature="stain_x"} >= 0')), 'no scrape'
+        assert ask('bcss_requests_total{path="/predict",status="200"} >= 120')
+        assert wait(lambda: 'BcssDataDrift' not in firing() or ask('max(bcss_drift_ratio) <= 1'))
+        send(client, restain(tiles, .6), 150, 8)
+        assert wait(lambda: 'BcssDataDrift' in firing()), 'no alert'
+        assert not {'BcssDown', 'BcssErrors', 'BcssTwoModels'} & firing()
+    finally: p.terminate(); p.wait(20)
+
+
+@prometheus
+def test_rules(tmp_path):
+    run = lambda *a, cwd=RULES: subprocess.run(['promtool', *a], cwd=cwd, capture_output=True, text=True)
+    for a in (('check', 'rules', 'alerts.yml'), ('check', 'config', 'prometheus.yml'), ('test', 'rules', 'alerts_test.yml')):
+        said = run(*a)
+        assert said.returncode == 0, said.stdout + said.stderr
+    for f in ('alerts.yml', 'alerts_test.yml'): shutil.copy(RULES/f, tmp_path)
+    (tmp_path/'alerts.yml').write_text((RULES/'alerts.yml').read_text().replace('bcss_drift_ratio{kind="data"} > 1', 'bcss_drift_ratio{kind="data"} > 2'))
+    assert run('test', 'rules', 'alerts_test.yml', cwd=tmp_path).returncode != 0
+
+
+def test_names_exist(watched):
+    "Rules and dashboard ask for metrics that the service has."
+    exposed = set(re.findall(r'^# TYPE (\S+) ', watched[1].get('/metrics').text, flags=re.M))
+    exposed |= {f'{n}{e}' for n in exposed for e in ('_bucket', '_total')}
+    board = json.loads((RULES/'grafana/dashboards/bcss.json').read_text())
+    queries = [r['expr'] for g in yaml.safe_load((RULES/'alerts.yml').read_text())['groups'] for r in g['rules']] + [t['expr'] for p in board['panels'] for t in p['targets']]
+    asked = {n for q in queries for n in re.findall(r'\b((?:bcss|process)_\w+)', q)}
+    assert asked and asked <= exposed, asked - exposed
+
+
+def test_dashboard_is_what_its_source_says(tmp_path):
+    copy = tmp_path/'grafana'
+    shutil.copytree(RULES/'grafana', copy)
+    (copy/'dashboards/bcss.json').unlink()
+    subprocess.run(['python', str(copy/'make_dashboard.py')], check=True)
+    assert (copy/'dashboards/bcss.json').read_text() == (RULES/'grafana/dashboards/bcss.json').read_text()
+
+
+def test_compose():
+    "Everything compose mounts is there, and the service can write nothing else."
+    c = yaml.safe_load((ROOT/'compose.yaml').read_text())['services']
+    for s in c.values():
+        for v in s.get('volumes', []):
+            if v.startswith('./'): assert (ROOT/v.split(':')[0]).exists() and v.endswith(':ro')
+    assert c['bcss']['read_only'] and all(re.search(r':[^:]*\d', s['image']) for n, s in c.items() if n != 'bcss')
+
+
+def test_chapter_reads_a_store(watched, exported, tmp_path):
+    "The parameterised chapter on what the service stored."
+    store = watched[2]/'store'
+    said = subprocess.run(['python', '-m', 'papermill', 'nbs/09_monitor.ipynb', str(tmp_path/'out.ipynb'), '-k', 'python3', '--no-progress-bar', '-r', 'store', str(store),
+                           '-r', 'model', str(exported), '-r', 'reports', str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert said.returncode == 0, said.stderr[-3000:]
+    found = json.loads((tmp_path/'monitor.json').read_text())
+    assert found['answers'] > 1000 and 'density' in found['first_beyond_limit'] and 'bcss' not in (tmp_path/'monitor.html').read_text()[:200]
