@@ -18,6 +18,7 @@ from .core import atomic, check_parameters, from_root, show_tiles
 from .dataset import TileSet, load_set, names_of, smoke_set
 from .evaluate import any_runs, load_run
 from .metrics import confusion, mean_dice
+from .models import best_precision
 from .train import predict
 
 # %% ../nbs/04a_robustness.ipynb #04a-robu08
@@ -57,9 +58,10 @@ def shift_table(
 ): # DataFrame: shift, strength, mean_dice
     "Mean Dice under each shift at each strength."
     import pandas as pd
+    quick = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=best_precision() == 'bf16-mixed')
     def once(change, strength):
         some = shifted(ts, rows, change, strength)
-        pred = predict(net, some, np.arange(len(rows)), batch, device)
+        with quick: pred = predict(net, some, np.arange(len(rows)), batch, device)
         return float(mean_dice(confusion(torch.from_numpy(some.labels), pred, len(ts.schema.classes))))
     return pd.DataFrame([dict(shift=name, strength=s, mean_dice=round(once(change, s), 4)) for name, (change, strengths) in shifts.items() for s in strengths])
 
