@@ -13,14 +13,15 @@ cfg = cfg['DEFAULT']
 
 
 def lock(wanted, out, *extra):
-    "Resolve for Python 3.11 and 3.12 at once and write the pins."
-    cmd = [sys.executable, '-m', 'uv', 'pip', 'compile', '-', '--universal', '--python-version', cfg['min_python'], '--no-header', '--no-annotate', '-q', *extra]
-    pins = subprocess.run(cmd, input='\n'.join(wanted), text=True, capture_output=True, check=True).stdout
-    lines = ['# Made by `make lock` from settings.ini; do not edit.'] + [p for p in pins.splitlines() if not CUDA.match(p)]
+    "Resolve for Python 3.11 and 3.12 at once and write the pins; what was pinned stays where it can."
+    cmd = [sys.executable, '-m', 'uv', 'pip', 'compile', '-', '--universal', '--python-version', cfg['min_python'], '--no-header', '--no-annotate', '-q', '-o', str(ROOT/out), *extra]
+    subprocess.run(cmd, input='\n'.join(wanted), text=True, check=True, stdout=subprocess.DEVNULL)
+    lines = ['# Made by `make lock` from settings.ini; do not edit.'] + [p for p in (ROOT/out).read_text().splitlines() if p and not p.startswith('#') and not CUDA.match(p)]
     (ROOT/out).write_text('\n'.join(lines) + '\n')
 
 
 pipeline = cfg['requirements'].split() + cfg['pipeline_requirements'].split()
-lock(pipeline, 'requirements.txt')
-lock(cfg['serve_requirements'].split(), 'requirements_serve.txt', '-c', str(ROOT/'requirements.txt'))
-lock(pipeline + cfg['serve_requirements'].split() + cfg['dev_requirements'].split(), 'requirements_dev.txt', '-c', str(ROOT/'requirements.txt'))
+everything = ['-c', str(ROOT/'requirements_dev.txt')]  # resolved first, so that the smaller sets agree with it
+lock(pipeline + cfg['serve_requirements'].split() + cfg['dev_requirements'].split(), 'requirements_dev.txt')
+lock(pipeline, 'requirements.txt', *everything)
+lock(cfg['serve_requirements'].split(), 'requirements_serve.txt', *everything)
