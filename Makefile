@@ -1,5 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test`. Each sets itself up.
 .DEFAULT_GOAL := help
+include deploy/gcp/gcp.mk
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
