@@ -1,9 +1,9 @@
 # Everything a newcomer needs: `make demo` and `make test`. Each sets itself up.
 .DEFAULT_GOAL := help
-include deploy/gcp/gcp.mk
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+include deploy/gcp/gcp.mk
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # dvc exp run stashes what params.yaml held, and a stash needs a name even where nobody has told Git theirs

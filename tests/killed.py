@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -24,22 +25,22 @@ torch.set_num_threads(1)  # a process whose threads have started cannot be forke
 
 def die_while_saving(how, turn):
     "Let the nth write of a checkpoint end in the middle of the file, before its renaming, or right after it."
-    count = [0]
+    saves = [0]
 
     def half(what, file):
         data = io.BytesIO()
         REAL_SAVE(what, data)
-        count[0] += 1
-        if how == 'half' and count[0] == turn:
+        saves[0] += 1
+        if how == 'half' and saves[0] == turn:
             file.write(data.getvalue()[:len(data.getvalue())//2])
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         file.write(data.getvalue())
 
     def replace(a, b):
-        if how == 'before' and count[0] == turn: os.kill(os.getpid(), signal.SIGKILL)
+        if how == 'before' and saves[0] == turn: os.kill(os.getpid(), signal.SIGKILL)
         REAL_REPLACE(a, b)
-        if how == 'after' and count[0] == turn: os.kill(os.getpid(), signal.SIGKILL)
+        if how == 'after' and saves[0] == turn: os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.torch.save, os.replace = half, replace
 
 
@@ -67,6 +68,17 @@ def same(a, b):
     return a == b
 
 
+def kill_within(pid, seconds):
+    "Kill a process at that time, unless it has ended; its status, and how long it ran."
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended: return status, time.monotonic() - began
+        time.sleep(.005)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1], time.monotonic() - began
+
+
 def finish(out, config):
     "Let a run come to its end."
     _, status = os.waitpid(start(out, config), 0)
@@ -80,14 +92,13 @@ if __name__ == '__main__':
     finish(folder/'whole', config)
     length = time.time() - began
     reference = {name: checkpoint.read_checkpoint(folder/'whole'/name) for name in ('last.pt', 'best.pt')}
-    while sum(done.values()) < kills:
-        out = folder/str(sum(done.values()))
+    for turn in count():
+        if sum(done.values()) >= kills: break
+        out = folder/str(turn)
         for how in ('random', draw.choice(list(done)[1:])):
             pid = start(out, config, None if how == 'random' else how, draw.randint(1, config['steps']))
-            if how == 'random':
-                time.sleep(draw.uniform(0, length))
-                os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            status, ran = kill_within(pid, draw.uniform(0, length) if how == 'random' else 600)
+            if how == 'random' and not os.WIFSIGNALED(status): length = min(length, ran)
             done[how] += os.WIFSIGNALED(status)
             whole(out)
         finish(out, config)

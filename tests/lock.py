@@ -14,8 +14,8 @@ cfg = cfg['DEFAULT']
 
 def lock(wanted, out, *extra):
     "Resolve for Python 3.11 and 3.12 at once and write the pins; what was pinned stays where it can."
-    cmd = [sys.executable, '-m', 'uv', 'pip', 'compile', '-', '--universal', '--python-version', cfg['min_python'], '--no-header', '--no-annotate', '-q', '-o', str(ROOT/out), *extra]
-    subprocess.run(cmd, input='\n'.join(wanted), text=True, check=True, stdout=subprocess.DEVNULL)
+    cmd = [sys.executable, '-m', 'uv', 'pip', 'compile', '-', '--universal', '--python-version', cfg['min_python'], '--no-header', '--no-annotate', '-q']
+    subprocess.run([*cmd, '-o', str(ROOT/out), *extra], input='\n'.join(wanted), text=True, check=True, stdout=subprocess.DEVNULL)
     lines = ['# Made by `make lock` from settings.ini; do not edit.'] + [p for p in (ROOT/out).read_text().splitlines() if p and not p.startswith('#') and not CUDA.match(p)]
     (ROOT/out).write_text('\n'.join(lines) + '\n')
 
