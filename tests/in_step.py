@@ -19,7 +19,7 @@ def readme()->str:
         if cell['cell_type'] == 'markdown': parts.append(source)
         for out in cell.get('outputs', []):
             if 'text/markdown' in out.get('data', {}): parts.append(''.join(out['data']['text/markdown']))
-    return '\n\n'.join(parts).replace('(images/', '(nbs/images/').replace('](0', '](nbs/0') + '\n'
+    return '\n\n'.join(parts).replace('(images/', '(nbs/images/').replace('](0', '](nbs/0').replace('](../', '](') + '\n'
 
 
 def changed()->list:
