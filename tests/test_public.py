@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from PIL import Image
@@ -47,7 +49,8 @@ def test_workflow_is_bounded_and_pinned(flow):
     y = load(flow)
     assert 'permissions' in y and 'concurrency' in y and all('timeout-minutes' in j for j in y['jobs'].values())
     used = [s['uses'] for j in y['jobs'].values() for s in j['steps'] if 'uses' in s]
-    assert used and all(re.search(r'@v\d+', u) for u in used)
+    assert used and all(re.search(r'@(v\d+|[0-9a-f]{40})', u) for u in used)
+    assert set(y['permissions'].values()) <= {'read', 'none'}, 'only the job that writes may write'
 
 
 def test_workflows_name_what_exists():
@@ -57,6 +60,15 @@ def test_workflows_name_what_exists():
     assert goals and not [g for g in goals if not re.search(rf'^{g}:', makefile, re.M)]
     files = set(re.findall(r'\b((?:nbs|tests|bench|deploy|docs)/[\w./-]+\.(?:ipynb|py|sh))', text))
     assert files and not [f for f in files if not (ROOT/f).exists()]
+
+
+def test_python_inside_workflows():
+    "It compiles, and imports what there is."
+    found = [m[1] for f in FLOWS for j in load(f)['jobs'].values() for s in j['steps'] for m in re.finditer(r"<<'END'.*?\n(.*?)\nEND", s.get('run', ''), re.S)]
+    assert found
+    for code in found:
+        compile(code, 'workflow', 'exec')
+        exec('\n'.join(re.findall(r'^(?:from|import) .*', code, re.M)), {})
 
 
 def test_hooks(tmp_path):
@@ -73,22 +85,42 @@ def test_hooks(tmp_path):
     for f in tmp_path.iterdir(): assert run(f).returncode != 0, f
 
 
-def test_canvas_is_of_its_source(tmp_path):
-    sys.path.insert(0, str(ROOT/'docs/canvas'))
+def test_canvas_is_of_its_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'docs/canvas'))
     import draw
     assert Image.open(draw.OUT).info['Source'] == draw.source_id(), 'python docs/canvas/draw.py'
-    assert len(yaml.safe_load(draw.SOURCE.read_text())['boxes']) == len(draw.PLACES) == 10
+    canvas = yaml.safe_load(draw.SOURCE.read_text())
+    assert len(canvas['boxes']) == len(draw.PLACES) == 10 and draw.OUT.stat().st_size < 400_000
+    canvas['boxes']['features']['say'] *= 5
+    (tmp_path/'long.yaml').write_text(yaml.safe_dump(canvas))
+    monkeypatch.setattr(draw, 'SOURCE', tmp_path/'long.yaml')
+    with pytest.raises(ValueError, match='features: .* too much text'): draw.draw(tmp_path/'out.png')
 
 
-@pytest.mark.parametrize('form', ['bug', 'feature', 'score'])
+@pytest.mark.parametrize('form', ['bug', 'feature', 'score', 'data'])
 def test_issue_forms(form):
     y = load(ROOT/f'.github/ISSUE_TEMPLATE/{form}.yml')
     assert y['name'] and y['description'] and all(b['type'] in ('textarea', 'input', 'dropdown', 'checkboxes') and b['attributes']['label'] for b in y['body'])
 
 
+FORMS = '.github/ISSUE_TEMPLATE/'
+@pytest.mark.parametrize('schema, files, good, bad', [
+    ('citation-file-format', ['CITATION.cff'], 'type: software', 'type: softwear'),
+    ('github-workflows', [str(f.relative_to(ROOT)) for f in FLOWS], 'runs-on:', 'run-on:'),
+    ('github-issue-forms', [f'{FORMS}{f}.yml' for f in ('bug', 'feature', 'score', 'data')], 'type: textarea', 'type: textfield'),
+    ('github-issue-config', [FORMS + 'config.yml'], 'url:', 'link:')])
+def test_against_the_published_schemas(schema, files, good, bad):
+    wanted = json.loads((resources.files(pytest.importorskip('check_jsonschema'))/f'builtin_schemas/vendor/{schema}.json').read_text())
+    judge = jsonschema.validators.validator_for(wanted)(wanted)
+    parse = lambda text: {'on' if k is True else k: v for k, v in yaml.safe_load(text).items()}  # YAML 1.1 reads `on` as true
+    texts = {f: (ROOT/f).read_text() for f in files}
+    assert not [(f, e.json_path, e.message) for f, text in texts.items() for e in judge.iter_errors(parse(text))]
+    assert good in texts[files[0]] and not judge.is_valid(parse(texts[files[0]].replace(good, bad)))
+
+
 def test_devcontainer():
     d = json.loads((ROOT/'.devcontainer/devcontainer.json').read_text())
-    assert d['postCreateCommand'].startswith('make setup-dev')
+    assert d['postCreateCommand'].startswith('make setup-dev') and f":{settings['DEFAULT']['min_python']}" in d['image'] and {8080, 8888} <= set(d['forwardPorts'])
 
 
 @pytest.mark.parametrize('name', ['Dockerfile.cuda', 'Dockerfile.serve'])
