@@ -42,7 +42,7 @@ GRID ?= train.lr=0.0005,0.0015,0.005
 GROUP ?= sweep
 MODEL ?= unet
 
-.PHONY: help setup setup-dev lab demo data train sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab remote export test bench check lint readme lock clean
+.PHONY: help setup setup-dev lab demo data train sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab docs docs-serve remote export test bench check lint readme lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,13 @@ define raw_there
 $(source_known); if [ "$(SOURCE)" != sample ] && [ ! -e "$(RAW)" ]; then \
   echo "The raw folder $(RAW) does not exist: give RAW=<folder or zip that holds the release>, or fetch it with make data SOURCE=$(SOURCE) (README, section Data)." >&2; exit 1; fi
 endef
+
+docs: setup-dev ## the documentation site in _docs/, strict; then links, pages and accessibility are checked (in Chromium, where there is one)
+	python docs/build.py --strict
+	python docs/check.py
+
+docs-serve: setup-dev ## the site on http://localhost:8000, rebuilt when a file changes
+	python docs/build.py --serve
 
 export: setup-dev ## notebooks -> module, outputs cleaned of noise
 	nbdev_export
