@@ -7,6 +7,7 @@ asks each engine in turn, so that a noisy machine is noisy for all.
 Two calls before the timed ones let the threads of the last engine fall asleep. The last line is JSON; `chosen` is what the service will use."""
 import argparse
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -69,7 +70,7 @@ if __name__ == '__main__':
                         call(x)
                         if i > 1: times[name][b].append((time.perf_counter() - start)*1000/(x.shape[0]*x.shape[1]*x.shape[2]/224**2))
     ms = {k: {b: float(np.median(v)) for b, v in t.items()} for k, t in times.items()}
-    print(f'{run.parent.name} of {run}, {device_name(torch.device("cpu"))}, ms for each 224x224 pixels, median of {a.rounds} rounds')
+    print(f'{run.parent.name} of {os.path.relpath(run)}, {device_name(torch.device("cpu"))}, ms for each 224x224 pixels, median of {a.rounds} rounds')
     print(f'{"":22}' + ''.join(f'{b:>10}' for b in batches) + f'{"Dice lost":>12}{"logit off":>11}')
     for k, t in ms.items():
         parity = table.get(k, {})
