@@ -43,7 +43,7 @@ class Settings:
     model_sha256:str = ''           # of model.onnx; when given, no other model is served
     engine:str = 'auto'             # see `open_engine`
     workers:int = 1                 # predictions at once; cores are shared among them
-    waiting:int = 2                 # requests that may wait for a worker
+    waiting:int = 1                 # requests that may wait for a worker
     deadline:float = 30.            # seconds from the last byte of a request to its answer
     api_key:str = ''                # asked for in the header X-API-Key; empty: none
     max_bytes:int = 32*2**20        # of a body

@@ -1,6 +1,6 @@
 """The service under load: what it sustains, how long accepted requests take, and what happens at twice its capacity.
 
-    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 1] [--waiting 2]
+    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 1] [--waiting 1]
 
 Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), and eight tiles as tensors by the inference protocol. `raw` is the
 engine alone in a process of its own, on the same windows. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier
@@ -115,7 +115,7 @@ if __name__ == '__main__':
     p.add_argument('--model', default='exports/bcss')
     p.add_argument('--seconds', type=float, default=120)
     p.add_argument('--workers', type=int, default=1)
-    p.add_argument('--waiting', type=int, default=2)
+    p.add_argument('--waiting', type=int, default=1)
     a = p.parse_args()
     model = str(Path(a.model).absolute())
     tile, region = simulate_roi(4, shape=(224, 224))[1], simulate_roi(5, shape=(1024, 1024))[1]

@@ -3,7 +3,6 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import time
 import zipfile
@@ -328,7 +327,7 @@ def test_a_cut_or_changed_array_is_noticed(kaggle, tmp_path):
 
 def _peak(raw, out, queue):
     prepare('kaggle224', raw, out, **HOLD)
-    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    queue.put(next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')))
 
 
 def test_memory_does_not_grow_with_the_number_of_tiles(sample, tmp_path):
