@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 for tool in buildah debootstrap unshare; do command -v $tool >/dev/null || { echo "$tool is missing: apt-get install buildah debootstrap util-linux" >&2; exit 1; }; done
 [ "$(id -u)" = 0 ] || { echo 'root is needed: building without a container engine changes roots' >&2; exit 1; }
 [ -e exports/bcss/reference.json ] || { echo 'exports/bcss is missing: make model' >&2; exit 1; }
-export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
+export BUILDAH_ISOLATION=chroot
+buildah() { command buildah --storage-driver vfs "$@"; }
 work=$(mktemp -d); trap 'buildah rm -a >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
 read -ra mounts <<< "${MOUNTS:-}"
 fail() { echo "FAILED: $*" >&2; exit 1; }
@@ -21,7 +22,7 @@ fi
 
 for kind in serve cuda; do
   start=$SECONDS
-  buildah build -q "${mounts[@]}" --build-arg BASE=localhost/bcss-base -f "Dockerfile.$kind" -t "bcss-check-$kind" . >"$work/log" 2>&1 || fail "Dockerfile.$kind: $(tail -20 "$work/log")"
+  buildah build -q --layers "${mounts[@]}" --build-arg BASE=localhost/bcss-base -f "Dockerfile.$kind" -t "bcss-check-$kind" . >"$work/log" 2>&1 || fail "Dockerfile.$kind: $(tail -20 "$work/log")"
   c=$(buildah from "localhost/bcss-check-$kind"); root=$(buildah mount "$c")
   echo "bcss-$kind: built in $((SECONDS - start)) s, $(du -sm "$root" | cut -f1) MB"
   bad=$(find "$root" -xdev \( -name .git -o -name '.env' -o -name '*.pem' -path '*bcss*' -o -name 'id_rsa*' -o -name 'credentials*' -path "$root/home/*" -o -path '*/bcss_nb/data/raw/*' \) -not -path '*/site-packages/*' | head)
