@@ -165,7 +165,7 @@ def test_copies_do_not_cross_parts(kaggle, tmp_path):
     buffer = io.BytesIO(); Image.open(train/test).save(buffer, 'JPEG', quality=70)
     Image.open(buffer).save(train/one)
     out = prepare('kaggle224', kaggle, tmp_path/'out', val=0., **HOLD)
-    row = pd.read_csv(out/'findings.csv').query('name == @one[:-4]').iloc[0]
+    row = pd.read_csv(out/'findings.csv').set_index('name').loc[[one[:-4]]].iloc[0]
     assert row.done == 'set aside' and test[:-4] in row.reason and '(test)' in row.reason
     ts = load_set(out, verify=True)
     assert test[:-4] in set(ts.tiles.tile) and one[:-4] not in set(ts.tiles.tile)
