@@ -249,7 +249,8 @@ def export_run(
         if {'onnxruntime-int8', 'openvino-int8'} <= set(out_of): (tmp/'model.int8.onnx').unlink()
         choice = min([t for t in table if t['good'] and t['engine'] in ENGINES], key=lambda t: t['ms'])['engine'] if engine == 'auto' else engine
         if choice in out_of: raise ValueError(f'engine {choice} loses more than {LOSS} Dice: not published')
-        write_reference(tmp/'reference.json', training_reference(open_engine(tmp, choice), ts))
+        manifest(tmp, checkpoint, about, temperature=warm, engine=choice)
+        write_reference(tmp/'reference.json', training_reference(open_engine(tmp), ts))
         manifest(tmp, checkpoint, about, temperature=warm, engine=choice, parity=table, refused=out_of,
             measured_on=dict(cpu=platform.machine(), cores=cores(), tiles=len(spread(ts.part('test'), tiles))))
         replace_folder(tmp, Path(out))
