@@ -22,7 +22,7 @@ fi
 
 for kind in serve cuda; do
   start=$SECONDS
-  buildah build -q --layers "${mounts[@]}" --build-arg BASE=localhost/bcss-base -f "Dockerfile.$kind" -t "bcss-check-$kind" . >"$work/log" 2>&1 || fail "Dockerfile.$kind: $(tail -20 "$work/log")"
+  buildah build -q "${mounts[@]}" --build-arg BASE=localhost/bcss-base -f "Dockerfile.$kind" -t "bcss-check-$kind" . >"$work/log" 2>&1 || fail "Dockerfile.$kind: $(tail -20 "$work/log")"
   c=$(buildah from "localhost/bcss-check-$kind"); root=$(buildah mount "$c")
   echo "bcss-$kind: built in $((SECONDS - start)) s, $(du -sm "$root" | cut -f1) MB"
   bad=$(find "$root" -xdev \( -name .git -o -name '.env' -o -name '*.pem' -path '*bcss*' -o -name 'id_rsa*' -o -name 'credentials*' -path "$root/home/*" -o -path '*/bcss_nb/data/raw/*' \) -not -path '*/site-packages/*' | head)
