@@ -140,11 +140,13 @@ def test_compose():
     assert c['bcss']['read_only'] and all(re.search(r':[^:]*\d', s['image']) for n, s in c.items() if n != 'bcss')
 
 
-def test_chapter_reads_a_store(watched, exported, tmp_path):
+def test_chapter_reads_a_store(watched, tiles, exported, tmp_path):
     "The parameterised chapter on what the service stored."
     store = watched[2]/'store'
+    send(watched[1], tiles, 100, 50)
+    send(watched[1], restain(tiles, .6), 120, 51)
     said = subprocess.run(['python', '-m', 'papermill', 'nbs/09_monitor.ipynb', str(tmp_path/'out.ipynb'), '-k', 'python3', '--no-progress-bar', '-r', 'store', str(store),
                            '-r', 'model', str(exported), '-r', 'reports', str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert said.returncode == 0, said.stderr[-3000:]
     found = json.loads((tmp_path/'monitor.json').read_text())
-    assert found['answers'] > 1000 and 'density' in found['first_beyond_limit'] and 'bcss' not in (tmp_path/'monitor.html').read_text()[:200]
+    assert found['answers'] >= 220 and found['first_beyond_limit'] and max(found['drift_ratio'].values()) > 1 and 'bcss' not in (tmp_path/'monitor.html').read_text()[:200]
