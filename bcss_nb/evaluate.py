@@ -34,12 +34,12 @@ def any_runs(
     model:str,         # 'unet' or 'unetr'
     ts:TileSet,
     seeds=(42, 43, 44), # of the pipeline
-    steps=30, batch=4, # of the short trainings
+    steps=30, batch=4, # of the short trainings, two at most
 )->list:               # folders, one a seed
     "Trainings to look at; notebooks running side by side wait for each other."
     piped = [from_root(f'runs/{model}/{s}') for s in seeds]
     if all(trained_on(out, ts) for out in piped): return piped
-    short = [from_root(f'runs/smoke/{model}/{s}') for s in (1, 2)]
+    short = [from_root(f'runs/smoke/{model}/{s}') for s in (1, 2)[:len(seeds)]]
     with locked(short[0].parent):
         for out in short:
             if not trained_on(out, ts): write_json(out/'train.json', fit(Trainer(ts, model, steps=steps, batch=batch, seed=int(out.name)), out, resume='no'))

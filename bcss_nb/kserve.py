@@ -28,7 +28,7 @@ def split_body(
     try: request = json.loads(body[:n])
     except (ValueError, RecursionError): raise Refused(400, 'the request is not JSON') from None
     if not isinstance(request, dict): raise Refused(400, 'the request is not a JSON object')
-    return request, body[n:]
+    return request, memoryview(body)[n:]
 
 def numbers(tensor:dict, raw:bytes, kind)->np.ndarray: # flat
     "The numbers of a tensor, from bytes or from JSON."
@@ -59,9 +59,9 @@ def read_request(
     if size is not None and (type(size) is not int or not 0 <= size <= len(rest)): raise Refused(400, 'binary_data_size is more than the body holds')
     data = numbers(t, None if size is None else rest[:size], TYPES[kind])
     if data.size != math.prod(shape): raise Refused(400, f'{data.size} numbers do not fill the shape {shape}')
-    x = data.reshape(shape).astype(np.float32)
+    x = data.reshape(shape).astype(np.float32, copy=False)
     if kind == 'UINT8': x /= 255
-    if not np.isfinite(x).all(): raise Refused(400, 'image holds NaN or infinity')
+    if not (np.isfinite(x.min()) and np.isfinite(x.max())): raise Refused(400, 'image holds NaN or infinity')
     return request, x
 
 # %% ../nbs/08b_kserve.ipynb #08b-kser09
@@ -74,11 +74,11 @@ def write_answer(
     if wanted and [o.get('name') for o in wanted] != ['logits']: raise Refused(400, 'the only output is named logits')
     asks = lambda d, key: isinstance(d.get('parameters'), dict) and bool(d['parameters'].get(key))
     binary = asks(wanted[0], 'binary_data') if wanted else asks(request, 'binary_data_output')
-    raw = np.ascontiguousarray(logits, '<f4').tobytes() if binary else b''
+    raw = np.ascontiguousarray(logits, '<f4').data.cast('B') if binary else b''
     out = dict(name='logits', datatype='FP32', shape=list(logits.shape)) | (dict(parameters=dict(binary_data_size=len(raw))) if binary else dict(data=logits.ravel().tolist()))
     answer = dict(model_name=model, model_version=version, outputs=[out]) | ({'id': request['id']} if isinstance(request.get('id'), str) else {})
     text = json.dumps(answer).encode()
-    return text + raw, str(len(text)) if binary else ''
+    return b''.join((text, raw)), str(len(text)) if binary else ''
 
 def describe_model(classes:list, fixed:int, model='bcss', version='1')->dict: # fixed: side of the picture, 0: any multiple of 16
     "What a client may send, and what comes back."

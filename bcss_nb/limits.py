@@ -66,14 +66,16 @@ async def read_body(
     seconds:float, # until it must be there
 )->bytes:          # Refused with 400, 408 or 413
     "Read a body, counting bytes and seconds."
-    parts, size, end = [], 0, time.monotonic() + seconds
-    while True:
-        try: message = await asyncio.wait_for(receive(), max(.01, end - time.monotonic()))
-        except TimeoutError: raise Refused(408, f'the body did not arrive within {seconds:g} s') from None
-        if message['type'] == 'http.disconnect': raise Refused(400, 'the connection was closed before the body was complete')
-        parts.append(message.get('body', b'')); size += len(parts[-1])
-        if size > most: raise Refused(413, f'the body has more than {most} bytes: send a smaller picture')
-        if not message.get('more_body'): return b''.join(parts)
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message['type'] == 'http.disconnect': raise Refused(400, 'the connection was closed before the body was complete')
+                parts.append(message.get('body', b'')); size += len(parts[-1])
+                if size > most: raise Refused(413, f'the body has more than {most} bytes: send a smaller picture')
+                if not message.get('more_body'): return b''.join(parts)
+    except TimeoutError: raise Refused(408, f'the body did not arrive within {seconds:g} s') from None
 
 # %% ../nbs/08a_limits.ipynb #08a-limi19
 def known_id(said:bytes)->str:
@@ -105,7 +107,10 @@ class Gate:
         bodies=16,           # read or waiting at once
         key='',              # API key asked for in `X-API-Key`; empty: none
         done=None,           # called with request_id, method, path, status, seconds after each request
-    ): self.app, self.most_bytes, self.seconds, self.bodies, self.key, self.done, self.inside = app, most_bytes, seconds, bodies, key, done, 0
+        headers=None,        # put on every answer that does not say otherwise
+    ):
+        self.app, self.most_bytes, self.seconds, self.bodies, self.key, self.done, self.inside = app, most_bytes, seconds, bodies, key, done, 0
+        self.headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
@@ -114,7 +119,8 @@ class Gate:
         async def tell(message):
             if message['type'] == 'http.response.start':
                 status[0] = message['status']
-                message = message | dict(headers=[*message.get('headers', ()), (b'x-request-id', request_id.encode())])
+                said = message.get('headers', ())
+                message = message | dict(headers=[*said, *(h for h in self.headers if h[0] not in dict(said)), (b'x-request-id', request_id.encode())])
             await send(message)
         try:
             if self.key and scope['path'].startswith(GUARDED) and not hmac.compare_digest(headers.get(b'x-api-key', b''), self.key.encode()): raise Refused(401,

@@ -22,12 +22,30 @@ def sieved(
     pixels:int,       # connected regions of fewer pixels go
 )->np.ndarray:        # (H, W) uint8
     "Join specks to their largest neighbour; what was not predicted stays so."
-    from rasterio.features import sieve
-    if pixels < 2 or label.size < 3: return label
-    glass = label == IGNORE
-    out = sieve(label, min(pixels, label.size - 1), mask=~glass if glass.any() else None, connectivity=4)
-    out[glass] = IGNORE
-    return out
+    import cc3d
+    flat = np.pad(label + np.uint8(1), 1)  # glass becomes 0, which is no region, and surrounds the map
+    region = cc3d.connected_components(flat, connectivity=4).ravel()
+    sizes, width, flat = np.bincount(region), flat.shape[1], flat.ravel()
+    sizes[0] = pixels
+    at = np.flatnonzero(np.take(sizes < pixels, region))
+    if not len(at): return label
+    own = np.tile(region[at], 4)
+    beside = np.concatenate([region[at + step] for step in (1, -1, width, -width)])
+    value, to = np.zeros(len(sizes), np.uint8), np.arange(len(sizes))
+    for step in (0, 1, -1, width, -width): value[region[at + step]] = flat[at + step]
+    own, beside = own[beside > 0], beside[beside > 0]
+    while True:  # specks that lie among specks grow until they are none, or alone
+        size, a, b = np.bincount(to, sizes, len(sizes)), to[own], to[beside]
+        waits = (a != b) & (size[a] < pixels)
+        if not waits.any(): break
+        order = np.argsort(size, kind='stable')
+        rank = np.argsort(order)
+        np.maximum.at(best := rank.copy(), a[waits], rank[b[waits]])
+        joins = order[best]
+        while (joins[joins] != joins).any(): joins = joins[joins]
+        to = joins[to]
+    flat[at] = value[to[region[at]]]
+    return flat.reshape(-1, width)[1:-1, 1:-1] - np.uint8(1)
 
 # %% ../nbs/06c_shapes.ipynb #06c-shap12
 def outlines(

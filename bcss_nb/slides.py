@@ -67,11 +67,11 @@ class SlideSource:
 # %% ../nbs/06a_slides.ipynb #06a-slid14
 def as_rgb(picture:Image.Image, path)->np.ndarray: # (H, W, 3) uint8; ValueError when there is no colour
     "Pixels as the nets take them: turned upright, transparency on white."
-    picture = ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
     if 'A' in picture.getbands() or 'transparency' in picture.info:
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA'))
     if picture.mode not in ('RGB', 'RGBA', 'P', 'YCbCr'): raise ValueError(f'{path} is a picture of mode {picture.mode}: H&E needs colour, 8-bit RGB')
-    return np.asarray(picture.convert('RGB'))
+    return np.asarray(picture if picture.mode == 'RGB' else picture.convert('RGB'))
 
 MOST_FLAT = 400_000_000  # pixels of a picture that can only be decoded whole: 1.2 GB
 

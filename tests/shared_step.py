@@ -8,7 +8,7 @@ from bcss_nb.train import Trainer, make_fabric, validate
 
 if __name__ == '__main__':
     out, model, accumulate, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    t = Trainer(load_set(smoke_set()), model, make_fabric(precision, 'cpu'), batch=8, steps=5, accumulate=accumulate, weighted=True, precision=precision)
+    t = Trainer(load_set(smoke_set()), model, make_fabric(precision, 'cpu'), batch=4, steps=5, accumulate=accumulate, weighted=True, precision=precision)
     for _ in range(accumulate):
         x, y = next(t.stream)
         loss = t.loss(t.net(x), y)/accumulate

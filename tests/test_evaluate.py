@@ -109,5 +109,5 @@ def test_metrics_of_different_protocols_are_not_compared(change, evaluated):
 
 
 def test_trainings_of_two_models_are_not_one_model(runs, tmp_path):
-    other = any_runs('unetr', load_set(smoke_set()))
+    other = any_runs('unetr', load_set(smoke_set()), [42])
     with pytest.raises(ValueError, match='not of one model'): evaluate_runs([runs[0], other[0]], load_set(smoke_set()), tmp_path)

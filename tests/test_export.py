@@ -15,7 +15,7 @@ from bcss_nb.export import export_run, write_bundle, write_onnx
 
 
 @pytest.fixture(scope='module')
-def unetr(ts): return any_runs('unetr', ts)[0]
+def unetr(ts): return any_runs('unetr', ts, [42])[0]
 
 
 def test_unetr_as_onnx_and_bundle(ts, unetr, tmp_path):
