@@ -24,9 +24,9 @@ def sieved(
     "Join specks to their largest neighbour; what was not predicted stays so."
     import cc3d
     flat = np.pad(label + np.uint8(1), 1)  # glass becomes 0, which is no region, and surrounds the map
-    region = cc3d.connected_components(flat, connectivity=4).ravel()
-    sizes, width, flat = np.bincount(region), flat.shape[1], flat.ravel()
-    sizes[0] = pixels
+    region, n = cc3d.connected_components(flat, connectivity=4, return_N=True)
+    sizes = sum(np.bincount(some.ravel(), minlength=n + 1) for some in np.array_split(region, -(-flat.size//2**18)))
+    sizes[0], width, flat, region = pixels, flat.shape[1], flat.ravel(), region.ravel()
     at = np.flatnonzero(np.take(sizes < pixels, region))
     if not len(at): return label
     own = np.tile(region[at], 4)
@@ -38,9 +38,10 @@ def sieved(
         size, a, b = np.bincount(to, sizes, len(sizes)), to[own], to[beside]
         waits = (a != b) & (size[a] < pixels)
         if not waits.any(): break
+        own, beside, a, b = (v[waits] for v in (own, beside, a, b))
         order = np.argsort(size, kind='stable')
         rank = np.argsort(order)
-        np.maximum.at(best := rank.copy(), a[waits], rank[b[waits]])
+        np.maximum.at(best := rank.copy(), a, rank[b])
         joins = order[best]
         while (joins[joins] != joins).any(): joins = joins[joins]
         to = joins[to]

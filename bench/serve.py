@@ -3,12 +3,13 @@
     python bench/serve.py --model exports/bcss [--seconds 120] [--workers 1] [--waiting 1]
 
 Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), and eight tiles as tensors by the inference protocol. `raw` is the
-engine alone in a process of its own, on the same windows. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier
+engine alone in a process of its own, on the same windows, in turns with the service. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier
 ones were answered. The last line is JSON."""
 import argparse
 import asyncio
 import io
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,43 +32,57 @@ def encoded(pixels, kind):
     return out.getvalue()
 
 
-def raw(model, shapes, workers=1, seconds=4.):
-    "Calls a second of the engine alone, with as many at once as the service has workers."
-    code = f'''
-import time, json, numpy as np
+class Raw:
+    "The engine alone in a process of its own, asked again and again how many calls a second it does: machines change their pace."
+    def __init__(self, model, shapes, workers, seconds=2.):
+        code = f'''
+import sys, time, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from bcss_nb.engines import OnnxEngine, cores, open_engine, read_manifest
-out = {{}}
+each, rng, ready = max(1, cores()//{workers}), np.random.default_rng(0), {{}}
 for name, shape in {shapes!r}.items():
-    each = max(1, cores()//{workers})
     engines = [OnnxEngine({model!r}, read_manifest({model!r}), each) if name == 'tensors' else open_engine({model!r}, threads=each) for _ in range({workers})]
-    x = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
-    def go(e):
-        e(x); n, end = 0, time.perf_counter() + {seconds}
-        while time.perf_counter() < end: e(x); n += 1
-        return n/{seconds}
-    with ThreadPoolExecutor({workers}) as pool: out[name] = sum(pool.map(go, engines))
-print(json.dumps(out))'''
-    return json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+    ready[name] = engines, rng.integers(0, 255, shape, np.uint8)
+def go(e, x):
+    e(x); n, start = 0, time.perf_counter()
+    while time.perf_counter() < start + {seconds}: e(x); n += 1
+    return n/(time.perf_counter() - start)
+with ThreadPoolExecutor({workers}) as pool:
+    for name in sys.stdin:
+        engines, x = ready[name.strip()]
+        print(sum(pool.map(lambda e: go(e, x), engines)), flush=True)'''
+        self.process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, name):
+        self.process.stdin.write(name + '\n')
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
 
 
 class Client:
-    "One connection that sends ready-made bytes: the load must not eat the cores it measures."
+    "One connection that sends ready-made bytes and reads into one buffer: the load must not eat the cores it measures."
     line = None
+    def __init__(self): self.buffer = memoryview(bytearray(2**23))
 
     async def ask(self, port, request):
         "Status and seconds of one request."
-        start = time.perf_counter()
+        start, loop = time.perf_counter(), asyncio.get_running_loop()
         try:
-            if not self.line: self.line = await asyncio.open_connection('127.0.0.1', port, limit=2**24)
-            reader, writer = self.line
-            writer.write(request)
-            await writer.drain()
-            head = (await reader.readuntil(b'\r\n\r\n')).lower()
-            await reader.readexactly(int(head.split(b'\r\ncontent-length: ')[1].split(b'\r\n')[0]))
-            if b'connection: close' in head: writer.close(); self.line = None
+            if not self.line:
+                self.line = socket.socket()
+                self.line.setblocking(False)
+                await loop.sock_connect(self.line, ('127.0.0.1', port))
+            await loop.sock_sendall(self.line, request)
+            n, end, head = 0, len(self.buffer), b''
+            while n < end:
+                n += (got := await loop.sock_recv_into(self.line, self.buffer[n:]))
+                if not got: raise ConnectionResetError
+                if not head and (at := bytes(self.buffer[:min(n, 4096)]).find(b'\r\n\r\n')) >= 0:
+                    head = bytes(self.buffer[:at]).lower() + b'\r\n'
+                    end = at + 4 + int(head.split(b'\r\ncontent-length: ')[1].split(b'\r\n')[0])
+            if b'connection: close' in head: self.line.close(); self.line = None
             return int(head.split(b' ')[1]), time.perf_counter() - start
-        except (OSError, asyncio.IncompleteReadError) as e:
+        except OSError as e:
             self.line = None
             return type(e).__name__, time.perf_counter() - start
 
@@ -78,7 +93,7 @@ async def alone(port, request, n=25):
     return float(np.median([(await c.ask(port, request))[1] for _ in range(n)][3:]))
 
 
-async def capacity(port, request, clients, seconds=8.):
+async def capacity(port, request, clients, seconds=4.):
     "Requests a second that are answered when a few clients ask again and again."
     end = time.perf_counter() + seconds
     async def client():
@@ -124,14 +139,18 @@ if __name__ == '__main__':
         parameters=dict(binary_data_output=True))).encode()
     kinds = dict(tile=wire('/predict', files=dict(image=encoded(tile, 'png'))), region=wire('/predict', files=dict(image=encoded(region, 'jpeg'))),
                  tensors=wire('/v2/models/bcss/infer', content=head + x.tobytes(), headers={'Inference-Header-Content-Length': str(len(head))}))
-    bare = raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), a.workers)
+    bare = Raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), a.workers)
     with tempfile.TemporaryDirectory() as d, service(model, f'{d}/log', workers=a.workers, waiting=a.waiting, results_bytes=16*2**20) as (url, process):
         port = int(url.rsplit(':', 1)[1])
         found = {}
         print(f'{"":10}{"alone ms":>10}{"served/s":>10}{"raw/s":>8}{"share":>8}')
         for name, request in kinds.items():
-            found[name] = dict(alone=asyncio.run(alone(port, request)), served=asyncio.run(capacity(port, request, a.workers + a.waiting)))
-            print(f'{name:10}{1000*found[name]["alone"]:>10.1f}{found[name]["served"]:>10.1f}{bare[name]:>8.1f}{found[name]["served"]/bare[name]:>8.1%}')
+            before, served = [bare(name)], []
+            for _ in range(5): served.append(asyncio.run(capacity(port, request, a.workers + a.waiting))); before.append(bare(name))
+            shares = [2*s/(x + y) for s, x, y in zip(served, before, before[1:])]
+            f = found[name] = dict(alone=asyncio.run(alone(port, request)), served=float(np.median(served)), share=float(np.median(shares)))
+            print(f'{name:10}{1000*f["alone"]:>10.1f}{f["served"]:>10.1f}{np.median(before):>8.1f}{f["share"]:>8.1%}   {min(shares):.0%} to {max(shares):.0%}')
+        bare.process.stdin.close()
         rate = 2*found['region']['served']
         answers, sizes = asyncio.run(flood(port, kinds['region'], rate, a.seconds, lambda: memory(process)))
     codes = {str(c): sum(k == c for k, _ in answers) for c in sorted({str(c) for c, _ in answers}) for c in [int(c) if c.isdigit() else c]}
@@ -141,5 +160,5 @@ if __name__ == '__main__':
     print(f'regions at {rate:.1f}/s for {a.seconds:g} s: {codes}; accepted: median {1000*np.median(took):.0f} ms, '
           f'p99 {1000*np.quantile(took, .99):.0f} ms = {ratio:.2f} x alone; {len(took)/a.seconds:.1f}/s answered')
     print(f'memory {sizes[3]:.0f} MB after 3 s, {np.median(sizes[half:]):.0f} MB median of the second half, {max(sizes):.0f} MB at most')
-    print(json.dumps(dict(share_of_raw={k: round(found[k]['served']/bare[k], 3) for k in kinds}, codes=codes, p99_over_alone=round(ratio, 2),
+    print(json.dumps(dict(share_of_raw={k: round(found[k]['share'], 3) for k in kinds}, codes=codes, p99_over_alone=round(ratio, 2),
         memory_mb=[round(sizes[3]), round(float(np.median(sizes[half:])))])))

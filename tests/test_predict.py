@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import cc3d
 import numpy as np
 import pytest
 import shapely
@@ -18,6 +19,7 @@ from bcss_nb.core import IGNORE, get_schema
 from bcss_nb.engines import Engine, TorchEngine, open_engine
 from bcss_nb.predict import bands, predict, predict_file, starts
 from bcss_nb.sample import simulate_roi
+from bcss_nb.shapes import sieved
 from bcss_nb.slides import Picture, open_picture
 
 REAL = sorted((Path(os.environ.get('BCSS_REAL', '../shared/data'))/'roi'/'rgbs_colorNormalized').glob('*.png'))
@@ -45,6 +47,24 @@ def test_windows_do_not_matter_to_a_pixelwise_net(region, window, stride, stripe
     x = region.astype(np.float32)/255
     assert (m.label == np.stack([x[..., 1]*0 + .5, x[..., 0], x[..., 2]]).argmax(0)).mean() > .9999
     assert m.counts[:, 0].sum() == m.label.size and m.counts[-1, 0] == 0
+
+
+def test_a_speck_is_left_only_in_the_middle_of_glass():
+    rng = np.random.default_rng(3)
+    regions = lambda m: cc3d.connected_components(m + np.uint8(1), connectivity=4)
+    for i in range(80):
+        h, w, least = *rng.integers(1, 90, 2), int(rng.integers(2, 80))
+        m = np.kron(rng.integers(0, 3, (12, 12), np.uint8), np.ones((8, 8), np.uint8))[:h, :w]
+        m = np.where(rng.random(m.shape) < rng.choice([.1, .9]), rng.integers(0, 3, m.shape), m).astype(np.uint8)
+        if i % 2: m[rng.random(m.shape) < .2] = IGNORE
+        out, before = sieved(m, least), regions(m)
+        large = (np.bincount(before.ravel()) >= least)[before]
+        assert ((out == IGNORE) == (m == IGNORE)).all() and (out == m)[large & (m != IGNORE)].all()
+        after = regions(out)
+        for r in set(np.flatnonzero(np.bincount(after.ravel()) < least)) - {0}:
+            inside = np.pad(after == r, 1)
+            beside = (inside[:-2, 1:-1] | inside[2:, 1:-1] | inside[1:-1, :-2] | inside[1:-1, 2:]) & (after != r)
+            assert not (after == r).any() or (out[beside] == IGNORE).all()
 
 
 def reach(engine):
