@@ -112,8 +112,7 @@ class TorchEngine(Engine):
     def blend(strip, at, logits, g):
         "In one pass and on all cores."
         import torch
-        strip, logits, g = map(torch.from_numpy, (strip, logits, g))
-        here = strip[..., at:at+g.shape[1]]
+        here, logits, g = map(torch.from_numpy, (strip[..., at:at+g.shape[1]], logits, g))
         here[:-1].addcmul_(logits, g)
         here[-1].add_(g)
 

@@ -103,8 +103,7 @@ def bands(
         for _, n, at, windows in group:
             done += n
             for x, l in zip(at, engine(windows) if at else ()): engine.blend(total, x - left, l, g)
-        below = min([v for v in ys if v > y], default=p.height)
-        a, b = max(x0, left) - left, min(x1, p.width) - left
+        a, b, below = max(x0, left) - left, min(x1, p.width) - left, min([v for v in ys if v > y], default=p.height)
         yield y, a + left, total[:-1, :below - y, a:b], total[-1, :below - y, a:b], done
         keep = window - below + y
         spare[:, :keep], spare[:, keep:] = total[:, below - y:], 0

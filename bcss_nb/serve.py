@@ -86,6 +86,7 @@ class Turns:
         try: yield engine
         finally: self.free.put(engine)
 
+# %% ../nbs/08_serve.ipynb #08-serve24
 class Line:
     "A bounded line before some engines."
     def __init__(self, engines:list, waiting:int):
@@ -220,14 +221,13 @@ class JsonLines(logging.Formatter):
             **getattr(record, 'fields', {}))
                           | (dict(error=self.formatException(record.exc_info)) if record.exc_info else {}))
 
-# %% ../nbs/08_serve.ipynb #08-serve24
+# %% ../nbs/08_serve.ipynb #08-serve46
 class Service:
     "What the routes share."
     def __init__(self, s:Settings):
         folder = Path(s.model)
         self.s, self.about, self.ready = s, read_manifest(folder), False
-        found = self.about['files']['model.onnx']
-        if s.model_sha256 not in ('', found): raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
+        if s.model_sha256 not in ('', found := self.about['files']['model.onnx']): raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
         each = max(1, cores()//s.workers)
         engines = [open_engine(folder, s.engine, threads=each) for _ in range(s.workers)]
         self.schema, self.exact = engines[0].schema, OnnxEngine(folder, self.about)
