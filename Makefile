@@ -130,7 +130,7 @@ image-cuda: ## the container image of the pipeline: ENGINE=docker|podman|buildah
 	$(ENGINE) build -f Dockerfile.cuda $(if $(BASE),--build-arg BASE='$(BASE)') -t bcss-train .
 
 image-check: ## build both images without a container engine and run them (root, buildah, debootstrap; 25 minutes)
-	deploy/image_check.sh
+	set -o pipefail; deploy/image_check.sh | tee reports/bench/images_cpu.txt
 
 docker-repro: ## this tree's pipeline inside the image, on the GPUs there are, as you; GPUS= for none
 	$(INSIDE) bcss-train dvc repro
