@@ -2,9 +2,10 @@
 
     python bench/serve.py --model exports/bcss [--seconds 120] [--workers 1] [--waiting 1]
 
-Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), and eight tiles as tensors by the inference protocol. `raw` is the
-engine alone in a process of its own, on the same windows, in turns with the service. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier
-ones were answered. The last line is JSON."""
+Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), both real where BCSS_REAL (default ../shared/data) has
+them, and eight tiles as tensors by the inference protocol. `raw` is the engine alone in a process of its own, on the same windows, in turns
+with the service. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier ones were answered. The last line
+is JSON."""
 import argparse
 import asyncio
 import io
@@ -20,9 +21,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from bcss_nb.sample import simulate_roi
-
 sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
+from predict import region as whole_region  # noqa: E402
 from shared_serve import memory, service  # noqa: E402
 
 
@@ -133,7 +133,9 @@ if __name__ == '__main__':
     p.add_argument('--waiting', type=int, default=1)
     a = p.parse_args()
     model = str(Path(a.model).absolute())
-    tile, region = simulate_roi(4, shape=(224, 224))[1], simulate_roi(5, shape=(1024, 1024))[1]
+    about, (p, _, what) = json.loads(Path(model, 'model.json').read_text()), whole_region()
+    region = np.ascontiguousarray(p.read(1200, 700, 1024, 1024))
+    tile = np.ascontiguousarray(region[400:624, 400:624])
     x = np.ascontiguousarray(np.stack([tile]*8).transpose(0, 3, 1, 2)/np.float32(255), np.float32)
     head = json.dumps(dict(inputs=[dict(name='image', shape=list(x.shape), datatype='FP32', parameters=dict(binary_data_size=x.nbytes))],
         parameters=dict(binary_data_output=True))).encode()
@@ -143,6 +145,7 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as d, service(model, f'{d}/log', workers=a.workers, waiting=a.waiting, results_bytes=16*2**20) as (url, process):
         port = int(url.rsplit(':', 1)[1])
         found = {}
+        print(f'tile and region of the {what}; {about["preset"]} trained on {about["source"]}, {about["engine"]}')
         print(f'{"":10}{"alone ms":>10}{"served/s":>10}{"raw/s":>8}{"share":>8}')
         for name, request in kinds.items():
             before, served = [bare(name)], []
