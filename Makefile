@@ -69,7 +69,7 @@ setup-dev: $(VENV)/.dev ## add nbdev, JupyterLab, ruff and pytest
 lab: setup-dev ## open JupyterLab on the chapters, with this project's kernel
 	jupyter lab --notebook-dir=. nbs/index.ipynb
 
-demo: setup ## sample -> UNet and UNETR, three seeds each -> comparison and report, about 10 minutes on two cores
+demo: setup ## sample -> UNet and UNETR, three seeds each -> comparison and report, 15 minutes on two cores with the installation
 	$(MAKE) --no-print-directory train SOURCE=sample RAW=data/raw/sample SCHEMA= MODELS=unet,unetr BUDGET=smoke
 
 data: setup ## make the sample, or fetch, check, pack and split the source you name

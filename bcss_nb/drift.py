@@ -32,7 +32,7 @@ def stain_of(
 def measure_picture(
     x:np.ndarray, # (H, W, 3) uint8
 )->dict:          # grey levels, 0 to 255; a share, 0 to 1; optical density; chromaticities; None where nothing is stained
-    "What a picture looks like, in seven numbers, from some 4,000 of its pixels."
+    "What a picture looks like, in seven numbers; all but the share of tissue from some 4,000 of its pixels."
     step = max(2, math.isqrt(x.shape[0]*x.shape[1]//2**12))
     small = x[::step, ::step]
     grey, beside = small.mean(-1), x[::step, 1::step]

@@ -166,7 +166,7 @@ def trim(folder:Path, most:int, today:Path): # bytes; a file that stays
 # %% ../nbs/08_serve.ipynb #08-serve22
 class Store:
     "Append-only files of what was asked and answered, one a day."
-    def __init__(self, s:Settings): self.s, self.rng, self.lost, self.lines = s, np.random.default_rng(), 0, 0
+    def __init__(self, s:Settings): self.s, self.rng, self.lost, self.lines, self.fresh = s, np.random.default_rng(), 0, 0, 0
 
     def write(self, kind:str, line:dict, pixels=None):
         "Append a line, and perhaps keep a picture; what cannot be kept is counted."
@@ -175,12 +175,12 @@ class Store:
             folder, now = Path(self.s.store), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
             folder.mkdir(parents=True, exist_ok=True)
             today = folder/f'{now[:10]}.jsonl'
-            if self.lines % 100 == 0: trim(folder, self.s.store_bytes, today)
+            if self.lines % 100 == 0 or self.fresh > self.s.store_bytes//20: trim(folder, self.s.store_bytes, today); self.fresh = 0
             self.lines += 1
             with open(today, 'a') as f:
                 if f.tell() > self.s.store_bytes: raise OSError('the file of today has reached the limit of the folder')
                 f.write(json.dumps(dict(kind=kind, time=now, **line)) + '\n')
-            if pixels is not None: (folder/f'{now[:10]}-{line["request_id"]}.png').write_bytes(as_png(pixels))
+            if pixels is not None: self.fresh += (folder/f'{now[:10]}-{line["request_id"]}.png').write_bytes(as_png(pixels))
         except OSError as e: self.lost += 1; logging.getLogger('bcss_nb').warning('not stored: %s', e)
 
     def answered(self, found:dict, numbers:dict, pixels:np.ndarray): # a summary; from `record`; (H, W, 3) uint8
