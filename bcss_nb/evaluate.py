@@ -147,8 +147,6 @@ def record(
 )->dict:           # JSON-ready
     "The metrics file of one model."
     about, classes = abouts[0], ts.schema.classes
-    if len({(a['model'], a['preset'], a['unit']) for a in abouts}) > 1:
-        raise ValueError('these trainings are not of one model: ' + ', '.join(f"{a['preset']} (seed {a['seed']})" for a in abouts))
     budget = dict(unit=about['unit'], steps=about['step'] if about['unit'] == 'minutes' else about['steps'], batch=about['batch'], minutes=about['minutes'])
     sites = ts.tiles.groupby('patient').site.first()[patients].tolist()
     return dict(model=about['model'], preset=about['preset'], budget=budget, source=ts.manifest['source'], schema=ts.schema.name, split=ts.split, leak=ts.leak,
@@ -260,6 +258,8 @@ def cost_of(abouts:list, tiles_s:float, device:str)->dict:
 def evaluate_runs(runs:list, ts:TileSet, reports:Path, batch=16, device='cpu')->dict: # the record
     "Score the best checkpoints of one model, one a seed, on the test part and write the files above."
     nets, abouts = zip(*(load_run(r, schema=ts.schema.name) for r in runs))
+    if len({(a['model'], a['preset'], a['unit']) for a in abouts}) > 1:
+        raise ValueError('these trainings are not of one model: ' + ', '.join(f"{a['preset']} (seed {a['seed']})" for a in abouts))
     nets, rows = [n.to(device, memory_format=torch.channels_last) for n in nets], ts.part('test')
     temperatures = [temperature_of(n, ts, batch=batch, device=device) for n in nets]
     done = [measure(n, ts, rows, t, batch, device) for n, t in zip(nets, temperatures)]

@@ -129,7 +129,8 @@ class Gate:
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
                 if self.inside >= self.bodies: raise Refused(503, 'too many requests at once: try again', retry=1)
                 self.inside += 1; entered = True
-                receive = replay(await read_body(receive, self.most_bytes, self.seconds), receive)
+                scope['state']['body'] = body = await read_body(receive, self.most_bytes, self.seconds)
+                receive = replay(body, receive)
             await self.app(scope, receive, tell)
         except Refused as e: await send_refusal(tell, e)
         finally:

@@ -370,7 +370,7 @@ def programs(app, service):
         openapi_extra=dict(requestBody=dict(required=True, content={'application/json': dict(schema=dict(type='object'))})))
     async def infer(request:Request):
         "Logits of pictures `image` (B, 3, H, W) in [0, 1]."
-        body, deadline = await request.body(), time.monotonic() + service.s.deadline
+        body, deadline = request.state.body, time.monotonic() + service.s.deadline  # read by the gate; Starlette would copy it
         asked, x = await asyncio.to_thread(read_request, body, request.headers.get('inference-header-content-length', ''), service.s.max_pixels)
         try: service.exact.check(*x.shape[2:])
         except ValueError as e: raise Refused(400, str(e)) from None
