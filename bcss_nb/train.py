@@ -397,6 +397,7 @@ def fit(
     "Train to the end of the budget."
     if t.fabric.is_global_zero: sweep(out)
     resume_run(t, out, resume)
+    if len(set(steps := gather(t, t.step))) > 1: raise ValueError(f'{out/"last.pt"} changed while processes read it (steps {steps}): end the other run that writes it')
     for row in t.history: log(**row)
     saved = t.clock = time.time()
     bar = tqdm(total=t.plan['steps'] or None, initial=t.step, desc=t.about['model'], unit='step', mininterval=5, disable=None if t.fabric.is_global_zero else True)

@@ -2,7 +2,9 @@
 
     python tests/killed.py FOLDER KILLS '{"model": "unet", "steps": 8}'
 
-Each run is its own process, forked before PyTorch has computed anything, and dies by SIGKILL: at a random moment, or while it writes a checkpoint."""
+Each run is its own process, forked from one that has imported everything and started no thread, and dies by SIGKILL: at a random moment, or
+while it writes a checkpoint. A run that stands still for two minutes ends with a traceback."""
+import faulthandler
 import io
 import json
 import os
@@ -13,14 +15,17 @@ import time
 from itertools import count
 from pathlib import Path
 
+THREADS = int(os.environ.get('OMP_NUM_THREADS', 0)) or os.cpu_count()
+for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[name] = '1'  # each child starts its own
+sys.modules['pyarrow'] = None  # pandas would import it, and its allocator starts a thread
+
 import torch
 
 from bcss_nb import checkpoint
 from bcss_nb.dataset import load_set, smoke_set
 from bcss_nb.train import Trainer, fit
 
-REAL_SAVE, REAL_REPLACE, THREADS = torch.save, os.replace, torch.get_num_threads()
-torch.set_num_threads(1)  # a process whose threads have started cannot be forked safely; each child starts its own
+REAL_SAVE, REAL_REPLACE = torch.save, os.replace
 
 
 def die_while_saving(how, turn):
@@ -46,10 +51,12 @@ def die_while_saving(how, turn):
 
 def start(out, config, how=None, turn=0):
     "Fork a run; its process id."
+    assert len(list(Path('/proc/self/task').glob('*'))) <= 1, 'a process with threads cannot be forked safely'
     pid = os.fork()
     if pid: return pid
+    os.dup2(os.open(f'{out}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    faulthandler.dump_traceback_later(120, exit=True)
     torch.set_num_threads(THREADS)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if how: die_while_saving(how, turn)
     fit(Trainer(load_set(smoke_set()), **config), out, save_minutes=0)
     os._exit(0)
@@ -82,7 +89,7 @@ def kill_within(pid, seconds):
 def finish(out, config):
     "Let a run come to its end."
     _, status = os.waitpid(start(out, config), 0)
-    assert status == 0, f'a run that went on failed with status {status}'
+    assert status == 0, f'a run that went on failed with status {status}: {Path(f"{out}.log").read_text()[-4000:]}'
 
 
 if __name__ == '__main__':
@@ -97,7 +104,7 @@ if __name__ == '__main__':
         out = folder/str(turn)
         for how in ('random', draw.choice(list(done)[1:])):
             pid = start(out, config, None if how == 'random' else how, draw.randint(1, config['steps']))
-            status, ran = kill_within(pid, draw.uniform(0, length) if how == 'random' else 600)
+            status, ran = kill_within(pid, draw.uniform(0, length) if how == 'random' else 150)
             if how == 'random' and not os.WIFSIGNALED(status): length = min(length, ran)
             done[how] += os.WIFSIGNALED(status)
             whole(out)

@@ -22,6 +22,7 @@ from bcss_nb.engines import OnnxEngine, as_input, read_manifest
 from bcss_nb.sample import simulate_roi
 
 HOSTILE = int(os.environ.get('HOSTILE', 300))  # requests; 5000 for a long look
+pytestmark = pytest.mark.timeout(max(600, HOSTILE))
 
 
 def png(pixels, kind='png', **options):

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -59,10 +60,10 @@ def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
     smoke_set()
     command = [*TORCHRUN, '-m', 'bcss_nb.train', '--steps', '30', '--batch', '4', '--out', tmp_path/'run']
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, env=env, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, env=env)
     deadline = time.time() + 120
     while not (tmp_path/'run'/'last.pt').exists() and time.time() < deadline: time.sleep(.1)
-    os.killpg(process.pid, signal.SIGKILL)
+    for p in (*psutil.Process(process.pid).children(recursive=True), process): p.kill()  # workers have sessions of their own
     process.wait()
     assert not read_checkpoint(tmp_path/'run'/'last.pt')['finished']
     words = python(*command, env=env)
@@ -189,3 +190,9 @@ def test_loss_matches_float64_by_hand(classes):
 def test_mixed_precision_and_compile_are_options(ts):
     with pytest.raises(ValueError): Trainer(ts, 'unet', steps=1, precision='float8')
     with pytest.raises(TypeError, match='no_such'): Trainer(ts, 'unet', no_such=1)
+
+
+def test_processes_that_read_different_checkpoints_stop(ts, tmp_path, monkeypatch):
+    monkeypatch.setattr('bcss_nb.train.gather', lambda t, mine: [mine, mine + 5])
+    with pytest.raises(ValueError, match='last.pt changed while processes read it .steps .0, 5.'): fit(Trainer(ts, 'unet', steps=1, batch=2), tmp_path)
+    assert not list(tmp_path.glob('*.pt'))
