@@ -17,7 +17,7 @@ from pathlib import Path
 
 THREADS = int(os.environ.get('OMP_NUM_THREADS', 0)) or os.cpu_count()
 for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ[name] = '1'  # each child starts its own
-sys.modules['pyarrow'] = None  # pandas would import it, and its allocator starts a thread
+os.environ['JE_ARROW_MALLOC_CONF'] = 'background_thread:false'  # pyarrow's allocator
 
 import torch
 
@@ -95,6 +95,7 @@ def finish(out, config):
 if __name__ == '__main__':
     folder, kills, config = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     draw, done = random.Random(0), dict(random=0, half=0, before=0, after=0)
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.time()
     finish(folder/'whole', config)
     length = time.time() - began
