@@ -186,7 +186,7 @@ class OpenvinoEngine(ExportedEngine):
         steps.input().model().set_layout(ov.Layout('NCHW'))
         graph = steps.build()
         if shape: graph.reshape(shape)
-        options = {'INFERENCE_PRECISION_HINT': self.precision, 'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1}
+        options = {'INFERENCE_PRECISION_HINT': self.precision, 'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1, 'ENABLE_CPU_PINNING': False}
         with signal_stack_kept(): return core.compile_model(graph, 'CPU', options).create_infer_request()
 
     def run(self, x):

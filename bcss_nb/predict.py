@@ -158,7 +158,7 @@ class Maps:
     label:object       # (H, W) uint8 class index, IGNORE on glass; NumPy or zarr
     doubt:object       # (ceil(H/2), ceil(W/2)) uint8, 0 to 255
     counts:np.ndarray  # from `tally`
-    preview:np.ndarray # (h, w, 3) uint8, every `step`-th pixel of the picture
+    preview:np.ndarray # (h, w, 3) uint8, every `step`-th pixel of the picture; None where nobody asked for it
     step:int
     window:int
     stride:int
@@ -190,7 +190,7 @@ class Preview:
         for c in range(3): here[..., c] = part[:here.shape[0], :here.shape[1], c]  # four times as fast as all at once
 
 # %% ../nbs/06_predict.ipynb #06-predi24
-STRIPE, PART, CACHED = 8192, 2048, 2**17  # pixels; a part is a whole number of chunks of a map, so that threads never share one, or what a core's cache holds
+STRIPE, PART, CACHED = 8192, 2048, 2**18  # pixels; a part is a whole number of chunks of a map, so that threads never share one, or what a core's cache holds
 
 def settle(raw, label, doubt, least:int, classes:int)->np.ndarray: # counts, see `tally`
     "Sieve a map piece by piece, with enough around each piece to see its specks whole."
@@ -212,19 +212,20 @@ def predict(
     folder=None,             # for the maps of a large picture; None: in memory
     prob=None,               # (C, H, W) uint8 array to fill
     progress=None,           # called with the windows of each band
+    preview=2048,            # pixels of the longer side of the small copy; 0: none is made
 )->Maps:                     # FloatingPointError on NaN or infinity
     "The class and the doubt of every pixel."
     start, (window, stride) = time.time(), fitting(engine, p, window, stride)
     batch = batch or max(1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20)//window**2)
-    raw, doubt, preview = new_map((p.height, p.width), folder, 'raw'), new_map((-(-p.height//2), -(-p.width//2)), folder, 'doubt'), Preview(p)
+    raw, doubt, small = new_map((p.height, p.width), folder, 'raw'), new_map((-(-p.height//2), -(-p.width//2)), folder, 'doubt'), Preview(p, preview) if preview else None
     with ThreadPoolExecutor(cores()) as pool:
         for x0 in range(0, p.width, STRIPE):
-            for y, x, total, weight, n in bands(p, engine, window, stride, batch, tissue, (x0, min(x0 + STRIPE, p.width)), preview):
+            for y, x, total, weight, n in bands(p, engine, window, stride, batch, tissue, (x0, min(x0 + STRIPE, p.width)), small):
                 finish_band(pool, y, x, total, weight, engine.temperature, raw, doubt, prob)
                 if progress: progress(n)
     seconds, label, least = time.time() - start, new_map(raw.shape, folder, 'label'), round(least/p.mpp**2)
     counts = settle(raw, label, doubt, least, len(engine.schema.classes))
-    return Maps(label, doubt, counts, preview.pixels, preview.step, window, stride, seconds, time.time() - start - seconds)
+    return Maps(label, doubt, counts, *((small.pixels, small.step) if small else (None, 1)), window, stride, seconds, time.time() - start - seconds)
 
 # %% ../nbs/06_predict.ipynb #06-predi29
 def finish(y:int, x:int, total, weight, temperature:float, raw, doubt, prob=None):
@@ -243,7 +244,7 @@ def finish_band(pool, y:int, x:int, total, weight, temperature:float, *maps):
     (h, w), free = weight.shape, all(m is None or isinstance(m, np.ndarray) for m in maps)
     rows, columns = (max(2, CACHED//w//2*2), w) if free else (h, PART)
     part = lambda a, b: finish(y + a, x + b, total[:, a:a + rows, b:b + columns], weight[a:a + rows, b:b + columns], temperature, *maps)
-    list((pool.map if h*w > CACHED else map)(lambda at: part(*at), [(a, b) for a in range(0, h, rows) for b in range(0, w, columns)]))
+    list((pool.map if h*w > 4*CACHED else map)(lambda at: part(*at), [(a, b) for a in range(0, h, rows) for b in range(0, w, columns)]))
 
 # %% ../nbs/06_predict.ipynb #06-predi30
 def all_features(maps:Maps, p:Picture, schema, simplify=SIMPLIFY): # yields lists of GeoJSON texts

@@ -10,8 +10,8 @@ __all__ = ['KNOWN', 'WEB', 'ERRORS', 'HEADERS', 'Settings', 'Turns', 'Line', 'lo
 # %% ../nbs/08_serve.ipynb #08-serve02
 import asyncio, io, json, logging, math, os, queue, sys, time, uuid
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -42,8 +42,8 @@ class Settings:
     model:str = 'exports/bcss'      # folder made by `07_export`
     model_sha256:str = ''           # of model.onnx; when given, no other model is served
     engine:str = 'auto'             # see `open_engine`
-    workers:int = 1                 # predictions at once; cores are shared among them
-    waiting:int = 1                 # requests that may wait for a worker
+    workers:int = 0                 # predictions at once, which share the cores; 0: one a core
+    waiting:int = 2                 # requests that may wait for a worker
     deadline:float = 30.            # seconds from the last byte of a request to its answer
     api_key:str = ''                # asked for in the header X-API-Key; empty: none
     max_bytes:int = 32*2**20        # of a body
@@ -69,20 +69,30 @@ class Settings:
 
 # %% ../nbs/08_serve.ipynb #08-serve09
 class Turns:
-    "Engines that serve one call at a time; used like one of them."
+    "Engines that serve one call at a time, the one used last first: its graphs are there. Used like one of them."
     def __init__(self, engines:list):
-        self.first, self.free = engines[0], queue.SimpleQueue()
+        self.first, self.free, self.pool = engines[0], queue.LifoQueue(), ThreadPoolExecutor(len(engines), 'net')
         for e in engines: self.free.put(e)
 
     def __getattr__(self, name): return getattr(self.first, name)
 
-    def __call__(self, x):
-        with self.turn() as engine: return engine(x)
+    def __call__(self, x): return self.share(lambda engine, part: engine(part), x)
+
+    def share(self, do, x:np.ndarray)->np.ndarray: # do(engine, some rows of x) -> as many rows
+        "Wait for one engine, and let others that are free take a part."
+        with ExitStack() as held:
+            mine = [held.enter_context(self.turn())]
+            with suppress(queue.Empty):
+                while len(mine) < len(x): mine.append(held.enter_context(self.turn(patient=False)))
+            if len(mine) == 1: return do(mine[0], x)
+            parts = [self.pool.submit(do, engine, part) for engine, part in zip(mine, np.array_split(x, len(mine)))]
+            wait(parts)  # all of them, even if one fails: their engines are given back here
+            return np.concatenate([part.result() for part in parts])
 
     @contextmanager
-    def turn(self): # yields an engine
-        "Wait for a free one."
-        engine = self.free.get()
+    def turn(self, patient=True): # yields an engine
+        "A free one; queue.Empty when there is none and nobody waits."
+        engine = self.free.get(patient)
         try: yield engine
         finally: self.free.put(engine)
 
@@ -90,7 +100,7 @@ class Turns:
 class Line:
     "A bounded line before some engines."
     def __init__(self, engines:list, waiting:int):
-        self.most, self.inside, self.pool, self.engine = len(engines) + waiting, 0, ThreadPoolExecutor(len(engines) + min(1, waiting), 'predict'), Turns(engines)
+        self.most, self.inside, self.pool, self.engine = len(engines) + waiting, 0, ThreadPoolExecutor(len(engines) + min(len(engines), waiting), 'predict'), Turns(engines)
         self.seconds = .5  # of a recent prediction
 
     async def run(self, do, deadline:float): # do(engine); monotonic seconds; Refused with 503
@@ -111,7 +121,7 @@ class Line:
         try: return do(self.engine)
         finally: self.seconds += .2*(time.monotonic() - start - self.seconds)
 
-# %% ../nbs/08_serve.ipynb #08-serve12
+# %% ../nbs/08_serve.ipynb #08-serve43
 def look(
     engine, data:bytes, s:Settings, deadline:float, mpp=None, name='',
 )->tuple: # maps, picture, pixels; Refused with what is wrong
@@ -124,7 +134,7 @@ def look(
         f'at 0.25 µm the picture has {p.width}x{p.height} pixels, {s.max_pixels/1e6:g} million are allowed: check mpp ({p.file_mpp:g} µm), or send a region')
     def in_time(_):
         if time.monotonic() > deadline: raise Refused(503, f'the picture took longer than {s.deadline:g} s: send a region of it, or try again', retry=5)
-    return predict(p, engine, progress=in_time), p, pixels
+    return predict(p, engine, progress=in_time, preview=0), p, pixels
 
 def as_png(pixels:np.ndarray, palette=None)->bytes: # (H, W) or (H, W, 3) uint8; (256, 3) uint8
     "Encode a PNG, quickly."
@@ -228,16 +238,17 @@ class Service:
         folder = Path(s.model)
         self.s, self.about, self.ready = s, read_manifest(folder), False
         if s.model_sha256 not in ('', found := self.about['files']['model.onnx']): raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
-        each = max(1, cores()//s.workers)
-        engines = [open_engine(folder, s.engine, threads=each) for _ in range(s.workers)]
-        self.schema, self.exact = engines[0].schema, OnnxEngine(folder, self.about)
+        workers = s.workers or cores()
+        each = max(1, cores()//workers)
+        engines = [open_engine(folder, s.engine, threads=each) for _ in range(workers)]
+        self.schema, self.exact = engines[0].schema, {e: OnnxEngine(folder, self.about, each) for e in engines}
         self.line, self.results, self.store = Line(engines, s.waiting), Results(s.results_bytes, s.results_seconds), Store(s)
         self.about = self.about | dict(engine=engines[0].name)
         self.metrics, self.log = Metrics(self.about), logging.getLogger('bcss_nb')
         known = folder/'reference.json'
         self.watch = Watch(json.loads(known.read_text())) if known.exists() else None
         side = min(512, engines[0].side) if engines[0].fixed else 224
-        for e in (*engines, self.exact): e(np.zeros((1, side, side, 3), np.uint8))
+        for e in (*engines, *self.exact.values()): e(np.zeros((1, side, side, 3), np.uint8))
 
     def done(self, request_id, method, path, status, seconds):
         "Count and log a request."
@@ -347,10 +358,10 @@ def people(app, service):
     app.mount('/static/swagger', StaticFiles(directory=Path(fastapi_offline.__file__).parent/'static'))
     app.mount('/static', StaticFiles(directory=WEB))
 
-# %% ../nbs/08_serve.ipynb #08-serve43
+# %% ../nbs/08_serve.ipynb #08-serve47
 def programs(app, service):
     "The Open Inference Protocol."
-    about = describe_model(service.schema.classes, service.exact.side if service.exact.fixed else 0)
+    about = describe_model(service.schema.classes, service.line.engine.side if service.line.engine.fixed else 0)
     @app.get('/v2', tags=['programs'])
     async def server(): return dict(name='bcss_nb', version=bcss_nb.__version__, extensions=['binary_tensor_data'])
 
@@ -372,11 +383,9 @@ def programs(app, service):
         "Logits of pictures `image` (B, 3, H, W) in [0, 1]."
         body, deadline = request.state.body, time.monotonic() + service.s.deadline  # read by the gate; Starlette would copy it
         asked, x = await asyncio.to_thread(read_request, body, request.headers.get('inference-header-content-length', ''), service.s.max_pixels)
-        try: service.exact.check(*x.shape[2:])
+        try: service.line.engine.check(*x.shape[2:])
         except ValueError as e: raise Refused(400, str(e)) from None
-        def work(engine):
-            with engine.turn(): logits = service.exact.logits(x)
-            return write_answer(asked, logits)
+        work = lambda engine: write_answer(asked, engine.share(lambda one, part: service.exact[one].logits(part), x))
         body, header = await service.line.run(work, deadline)
         return Response(body, media_type='application/octet-stream' if header else 'application/json', headers={'Inference-Header-Content-Length': header} if header else {})
 

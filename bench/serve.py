@@ -1,11 +1,11 @@
 """The service under load: what it sustains, how long accepted requests take, and what happens at twice its capacity.
 
-    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 1] [--waiting 1]
+    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 0] [--waiting 2]
 
 Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), both real where BCSS_REAL (default ../shared/data) has
-them, and eight tiles as tensors by the inference protocol. `raw` is the engine alone in a process of its own, on the same windows, in turns
-with the service. Then regions arrive at twice the measured capacity, on a clock, whether or not the earlier ones were answered. The last line
-is JSON."""
+them, and eight tiles as tensors by the inference protocol. `raw` is the engines alone in a process of their own, as many as the service has
+and asked at the same time, on the same windows, in turns with the service. Then regions arrive at twice the measured capacity, on a clock,
+whether or not the earlier ones were answered. The last line is JSON."""
 import argparse
 import asyncio
 import io
@@ -24,6 +24,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
 from predict import region as whole_region  # noqa: E402
 from shared_serve import memory, service  # noqa: E402
+
+from bcss_nb.engines import cores  # noqa: E402
 
 
 def encoded(pixels, kind):
@@ -129,10 +131,10 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--model', default='exports/bcss')
     p.add_argument('--seconds', type=float, default=120)
-    p.add_argument('--workers', type=int, default=1)
-    p.add_argument('--waiting', type=int, default=1)
+    p.add_argument('--workers', type=int, default=0, help='0: one a core')
+    p.add_argument('--waiting', type=int, default=2)
     a = p.parse_args()
-    model = str(Path(a.model).absolute())
+    model, workers = str(Path(a.model).absolute()), a.workers or cores()
     about, (p, _, what) = json.loads(Path(model, 'model.json').read_text()), whole_region()
     region = np.ascontiguousarray(p.read(1200, 700, 1024, 1024))
     tile = np.ascontiguousarray(region[400:624, 400:624])
@@ -141,15 +143,15 @@ if __name__ == '__main__':
         parameters=dict(binary_data_output=True))).encode()
     kinds = dict(tile=wire('/predict', files=dict(image=encoded(tile, 'png'))), region=wire('/predict', files=dict(image=encoded(region, 'jpeg'))),
                  tensors=wire('/v2/models/bcss/infer', content=head + x.tobytes(), headers={'Inference-Header-Content-Length': str(len(head))}))
-    bare = Raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), a.workers)
-    with tempfile.TemporaryDirectory() as d, service(model, f'{d}/log', workers=a.workers, waiting=a.waiting, results_bytes=16*2**20) as (url, process):
+    bare = Raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), workers)
+    with tempfile.TemporaryDirectory() as d, service(model, f'{d}/log', workers=workers, waiting=a.waiting, results_bytes=16*2**20) as (url, process):
         port = int(url.rsplit(':', 1)[1])
         found = {}
         print(f'tile and region of the {what}; {about["preset"]} trained on {about["source"]}, {about["engine"]}')
         print(f'{"":10}{"alone ms":>10}{"served/s":>10}{"raw/s":>8}{"share":>8}')
         for name, request in kinds.items():
             before, served = [bare(name)], []
-            for _ in range(5): served.append(asyncio.run(capacity(port, request, a.workers + a.waiting))); before.append(bare(name))
+            for _ in range(5): served.append(asyncio.run(capacity(port, request, workers + a.waiting))); before.append(bare(name))
             shares = [2*s/(x + y) for s, x, y in zip(served, before, before[1:])]
             f = found[name] = dict(alone=asyncio.run(alone(port, request)), served=float(np.median(served)), share=float(np.median(shares)))
             print(f'{name:10}{1000*f["alone"]:>10.1f}{f["served"]:>10.1f}{np.median(before):>8.1f}{f["share"]:>8.1%}   {min(shares):.0%} to {max(shares):.0%}')
