@@ -23,7 +23,8 @@ MULTIPLE = 16  # sides of a window are multiples of this: four halvings in the U
 # %% ../nbs/06b_engines.ipynb #06b-engi20
 class Engine:
     "A net that is ready to be called; see the four kinds below."
-    name = ''  # 'torch-bf16', 'openvino-bf16', ...
+    name = ''    # 'torch-bf16', 'openvino-bf16', ...
+    at_once = 1  # parts of a batch that are computed side by side
     def __init__(self,
         model:str, schema:Schema, side:int, # 'unet' or 'unetr'; its classes; the side it was trained on, px
         temperature=1., id='',              # of the logits; SHA-256 of the weights

@@ -216,7 +216,7 @@ def predict(
 )->Maps:                     # FloatingPointError on NaN or infinity
     "The class and the doubt of every pixel."
     start, (window, stride) = time.time(), fitting(engine, p, window, stride)
-    batch = batch or max(1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20)//window**2)
+    batch = batch or max(1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20*engine.at_once)//window**2)
     raw, doubt, small = new_map((p.height, p.width), folder, 'raw'), new_map((-(-p.height//2), -(-p.width//2)), folder, 'doubt'), Preview(p, preview) if preview else None
     with ThreadPoolExecutor(cores()) as pool:
         for x0 in range(0, p.width, STRIPE):

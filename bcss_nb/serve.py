@@ -71,7 +71,7 @@ class Settings:
 class Turns:
     "Engines that serve one call at a time, the one used last first: its graphs are there. Used like one of them."
     def __init__(self, engines:list):
-        self.first, self.free, self.pool = engines[0], queue.LifoQueue(), ThreadPoolExecutor(len(engines), 'net')
+        self.first, self.at_once, self.free, self.pool = engines[0], len(engines), queue.LifoQueue(), ThreadPoolExecutor(len(engines), 'net')
         for e in engines: self.free.put(e)
 
     def __getattr__(self, name): return getattr(self.first, name)
