@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'GUARDED', 'Refused', 'check_picture', 'decode', 'announced', 'read_body', 'known_id', 'send_refusal',
-           'replay', 'Gate']
+           'replay', 'check_key', 'telling', 'Gate']
 
 # %% ../nbs/08a_limits.ipynb #08a-limi02
 import asyncio, hmac, io, json, re, time, uuid
@@ -98,6 +98,19 @@ def replay(body:bytes, receive):
 # %% ../nbs/08a_limits.ipynb #08a-limi20
 GUARDED = ('/predict', '/results/', '/v2/models/bcss/infer')
 
+def check_key(headers:dict, path:str, key:str): # lower-case bytes -> bytes; of the request; empty: none is asked for
+    "Refused with 401 where a key is asked for and another is given."
+    if key and path.startswith(GUARDED) and not hmac.compare_digest(headers.get(b'x-api-key', b''), key.encode()): raise Refused(401, 'give the API key in the header X-API-Key')
+
+def telling(send, status:list, headers:list): # ASGI; receives the status of the answer; (name, value) for it
+    "Pass an answer on, with the headers it does not have yet."
+    async def tell(message):
+        if message['type'] == 'http.response.start':
+            status[0], said = message['status'], message.get('headers', ())
+            message = message | dict(headers=[*said, *(h for h in headers if h[0] not in dict(said))])
+        await send(message)
+    return tell
+
 # %% ../nbs/08a_limits.ipynb #08a-limi24
 class Gate:
     "ASGI layer before everything else: key, size, time and number of bodies."
@@ -116,15 +129,9 @@ class Gate:
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         headers, start, status, entered = dict(scope['headers']), time.perf_counter(), [499], False
         scope.setdefault('state', {})['request_id'] = request_id = known_id(headers.get(b'x-request-id', b''))
-        async def tell(message):
-            if message['type'] == 'http.response.start':
-                status[0] = message['status']
-                said = message.get('headers', ())
-                message = message | dict(headers=[*said, *(h for h in self.headers if h[0] not in dict(said)), (b'x-request-id', request_id.encode())])
-            await send(message)
+        tell = telling(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
         try:
-            if self.key and scope['path'].startswith(GUARDED) and not hmac.compare_digest(headers.get(b'x-api-key', b''), self.key.encode()): raise Refused(401,
-                'give the API key in the header X-API-Key')
+            check_key(headers, scope['path'], self.key)
             announced(headers, self.most_bytes)
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
                 if self.inside >= self.bodies: raise Refused(503, 'too many requests at once: try again', retry=1)

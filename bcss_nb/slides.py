@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_FLAT', 'OVERVIEW', 'believed', 'mpp_of_name', 'mpp_of_tiff', 'SlideSource', 'as_rgb', 'FlatSource', 'TiffSource',
-           'open_source', 'Picture', 'ArraySource', 'open_picture', 'has_tissue']
+           'open_source', 'resampled', 'Picture', 'ArraySource', 'open_picture', 'has_tissue']
 
 # %% ../nbs/06a_slides.ipynb #06a-slid02
 import math, re, threading, warnings
@@ -125,6 +125,22 @@ def open_source(
     except openslide.OpenSlideError as e: raise ValueError(f'{path} is damaged: {e}') from e
 
 # %% ../nbs/06a_slides.ipynb #06a-slid18
+def resampled(
+    source, level:int,    # to read from
+    scale:float,          # pixels of the file per pixel of the grid
+    x:int, y:int, w:int, h:int, # inside the picture, on the grid
+)->np.ndarray:            # (h, w, 3) uint8
+    "A window of one level on another grid, with enough read around it for the filter."
+    lw, lh, down = source.levels[level]
+    s = scale/down
+    if abs(s - 1) < 1e-3: return source.region(level, x, y, w, h)
+    around, box = 3*math.ceil(max(1, s)), np.array([x*s, y*s, min((x + w)*s, lw), min((y + h)*s, lh)])
+    left, top = np.maximum(np.floor(box[:2]).astype(int) - around, 0)
+    right, bottom = np.minimum(np.ceil(box[2:]).astype(int) + around, (lw, lh))
+    near = Image.fromarray(source.region(level, left, top, right - left, bottom - top))
+    return np.asarray(near.resize((w, h), Image.Resampling.BILINEAR, box=tuple(box - (left, top, left, top))))
+
+# %% ../nbs/06a_slides.ipynb #06a-slid34
 class Picture:
     "A picture on a grid of 0.25 µm."
     def __init__(self,
@@ -146,19 +162,9 @@ class Picture:
     def read(self, x:int, y:int, w:int, h:int)->np.ndarray: # (h, w, 3) uint8; what lies outside mirrors the inside
         "A window."
         x1, y1 = min(x + w, self.width), min(y + h, self.height)
-        inside = self._inside(x, y, x1 - x, y1 - y)
+        inside = resampled(self.source, self.level, self.scale, x, y, x1 - x, y1 - y)
         if (x1, y1) == (x + w, y + h): return inside
         return np.pad(inside, ((0, y + h - y1), (0, x + w - x1), (0, 0)), mode='symmetric')
-
-    def _inside(self, x, y, w, h):
-        lw, lh, down = self.source.levels[self.level]
-        s = self.scale/down
-        if abs(s - 1) < 1e-3: return self.source.region(self.level, x, y, w, h)
-        around, box = 3*math.ceil(max(1, s)), np.array([x*s, y*s, min((x + w)*s, lw), min((y + h)*s, lh)])
-        left, top = np.maximum(np.floor(box[:2]).astype(int) - around, 0)
-        right, bottom = np.minimum(np.ceil(box[2:]).astype(int) + around, (lw, lh))
-        near = Image.fromarray(self.source.region(self.level, left, top, right - left, bottom - top))
-        return np.asarray(near.resize((w, h), Image.Resampling.BILINEAR, box=tuple(box - (left, top, left, top))))
 
 # %% ../nbs/06a_slides.ipynb #06a-slid19
 def _no_mpp(mpp): raise ValueError(f'mpp is µm per pixel, between 0.05 and 8, got {mpp}')
