@@ -78,16 +78,20 @@ class Turns:
 
     def __call__(self, x): return self.share(lambda engine, part: engine(part), x)
 
-    def share(self, do, x:np.ndarray)->np.ndarray: # do(engine, some rows of x) -> as many rows
-        "Wait for one engine, and let others that are free take a part."
+    def share(self, do, x:np.ndarray)->np.ndarray: # do(engine, rows of x) -> as many rows
+        "Wait for one engine and let others that are free help, a row at a time: all end together, and none needs memory for more."
+        if self.at_once == 1 or len(x) == 1:
+            with self.turn() as engine: return do(engine, x)
+        rows, out = iter(range(len(x))), [None]*len(x)
+        def work(engine):
+            for i in rows: out[i] = do(engine, x[i:i+1])
         with ExitStack() as held:
             mine = [held.enter_context(self.turn())]
             with suppress(queue.Empty):
                 while len(mine) < len(x): mine.append(held.enter_context(self.turn(patient=False)))
-            if len(mine) == 1: return do(mine[0], x)
-            parts = [self.pool.submit(do, engine, part) for engine, part in zip(mine, np.array_split(x, len(mine)))]
-            wait(parts)  # all of them, even if one fails: their engines are given back here
-            return np.concatenate([part.result() for part in parts])
+            wait(tasks := [self.pool.submit(work, engine) for engine in mine])  # all of them, even if one fails: their engines are given back here
+            for task in tasks: task.result()
+        return np.concatenate(out)
 
     @contextmanager
     def turn(self, patient=True): # yields an engine
@@ -100,7 +104,7 @@ class Turns:
 class Line:
     "A bounded line before some engines."
     def __init__(self, engines:list, waiting:int):
-        self.most, self.inside, self.pool, self.engine = len(engines) + waiting, 0, ThreadPoolExecutor(len(engines) + min(len(engines), waiting), 'predict'), Turns(engines)
+        self.most, self.inside, self.pool, self.engine = len(engines) + waiting, 0, ThreadPoolExecutor(len(engines) + min(1, waiting), 'predict'), Turns(engines)
         self.seconds = .5  # of a recent prediction
 
     async def run(self, do, deadline:float): # do(engine); monotonic seconds; Refused with 503
