@@ -131,13 +131,11 @@ class Gate:
         scope.setdefault('state', {})['request_id'] = request_id = known_id(headers.get(b'x-request-id', b''))
         tell = telling(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
         try:
-            check_key(headers, scope['path'], self.key)
-            announced(headers, self.most_bytes)
+            check_key(headers, scope['path'], self.key); announced(headers, self.most_bytes)
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
                 if self.inside >= self.bodies: raise Refused(503, 'too many requests at once: try again', retry=1)
                 self.inside += 1; entered = True
-                scope['state']['body'] = body = await read_body(receive, self.most_bytes, self.seconds)
-                receive = replay(body, receive)
+                scope['state']['body'] = body = await read_body(receive, self.most_bytes, self.seconds); receive = replay(body, receive)
             await self.app(scope, receive, tell)
         except Refused as e: await send_refusal(tell, e)
         finally:

@@ -242,8 +242,7 @@ class Service:
         folder = Path(s.model)
         self.s, self.about, self.ready = s, read_manifest(folder), False
         if s.model_sha256 not in ('', found := self.about['files']['model.onnx']): raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
-        workers = s.workers or cores()
-        each = max(1, cores()//workers)
+        workers = s.workers or cores(); each = max(1, cores()//workers)
         engines = [open_engine(folder, s.engine, threads=each) for _ in range(workers)]
         self.schema, self.exact = engines[0].schema, {e: OnnxEngine(folder, self.about, each) for e in engines}
         self.line, self.results, self.store = Line(engines, s.waiting), Results(s.results_bytes, s.results_seconds), Store(s)
