@@ -144,7 +144,10 @@ def size_of_image(
     image:Image.Image, # opened
 )->PixelSize|None:
     "The pixel size that a PNG, JPEG, WebP or BMP file states; None where it is missing or not plausible."
-    exif = image.getexif()
+    try:
+        exif = image.getexif()
+    except Exception:  # broken tags beside good pixels
+        exif = {}
     unit = {_INCH: 25_400., _CENTIMETER: 10_000.}.get(exif.get(0x0128, _INCH))
     in_exif = size_from_density(_number(exif.get(0x011A)), _number(exif.get(0x011B)), unit)
     x_dpi, y_dpi = image.info.get('dpi', (0, 0))

@@ -226,7 +226,7 @@ def one_at_a_time(
 
 
 def publish(
-    work:Path,      # from `work_folder`, with its manifest
+    work:Path,      # in a `work_folder`, with its manifest
     folder:Path,    # the final name
     path:Path, request:dict, # as in `check_result`
 ):
@@ -236,7 +236,7 @@ def publish(
         if not folder.exists():
             os.rename(work, folder)
             return
-        aside = work.with_name(f'{work.name[:-5]}.old.work')
+        aside = work.with_name(f'{work.name}.replaced')
         os.rename(folder, aside)
         try:
             os.rename(work, folder)

@@ -30,10 +30,9 @@ from .core import overlay, rgb_table
 from .drift import Watch, measure_picture, record
 from .engines import OnnxEngine, cores, open_engine, read_manifest
 from .kserve import describe_model, read_request, write_answer
-from .limits import Gate, Refused, check_picture, decode
+from .limits import Gate, Refused, open_upload
 from .predict import all_features, predict, summary
 from .shapes import collection
-from .slides import ArraySource, Picture
 
 # %% ../nbs/08_serve.ipynb #08-serve06
 @dataclass(frozen=True)
@@ -130,15 +129,12 @@ def look(
     engine, data:bytes, s:Settings, deadline:float, mpp=None, name='',
 )->tuple: # maps, picture, pixels; Refused with what is wrong
     "Decode and predict one picture."
-    pixels, said = decode(check_picture(data, s.max_pixels))
-    source = ArraySource(pixels)
-    source.mpp = said
-    p = Picture(source, mpp, name)
+    p = open_upload(data, s.max_pixels, mpp, name)
     if p.width*p.height > s.max_pixels: raise Refused(413,
         f'at 0.25 µm the picture has {p.width}x{p.height} pixels, {s.max_pixels/1e6:g} million are allowed: check mpp ({p.file_mpp:g} µm), or send a region')
     def in_time(_):
         if time.monotonic() > deadline: raise Refused(503, f'the picture took longer than {s.deadline:g} s: send a region of it, or try again', retry=5)
-    return predict(p, engine, progress=in_time, preview=0), p, pixels
+    return predict(p, engine, progress=in_time, preview=0), p, p.source.pixels
 
 def as_png(pixels:np.ndarray, palette=None)->bytes: # (H, W) or (H, W, 3) uint8; (256, 3) uint8
     "Encode a PNG, quickly."

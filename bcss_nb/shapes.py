@@ -175,7 +175,7 @@ def open_probabilities(
     while max(shape) > SIDE << (levels - 1): levels += 1
     for i in range(levels):
         here = [-(-n//2**i) for n in shape]
-        group.create_array(str(i), shape=(c, *here), chunks=(c, SIDE, SIDE), dtype='uint8', dimension_names=['c', 'y', 'x'])
+        group.create_array(str(i), shape=(c, *here), chunks=(c, SIDE, SIDE), dtype='uint8', dimension_names=['c', 'y', 'x'], config={'write_empty_chunks': True})
     scale = lambda i: [dict(type='scale', scale=[1., mpp*2**i, mpp*2**i])]
     axes = [dict(name='c', type='channel')] + [dict(name=n, type='space', unit='micrometer') for n in 'yx']
     datasets = [dict(path=str(i), coordinateTransformations=scale(i)) for i in range(levels)]
@@ -190,6 +190,7 @@ def coarsen(path:Path):
     group = zarr.open_group(path, mode='r+')
     for i in range(1, len(list(group.array_keys()))):
         fine, coarse = group[str(i - 1)], group[str(i)]
+        if fine.nchunks_initialized < fine.nchunks: raise FileNotFoundError(f'parts of {path} are missing: were they deleted? Predict the picture again')
         for y in range(0, coarse.shape[1], SIDE):
             for x in range(0, coarse.shape[2], SIDE):
                 part = fine[:, 2*y:2*(y + SIDE), 2*x:2*(x + SIDE)]

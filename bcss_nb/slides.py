@@ -9,7 +9,6 @@ __all__ = ['FORMATS', 'OVERVIEW', 'SlideSource', 'open_image', 'FlatSource', 'Ar
 # %% ../nbs/06a_slides.ipynb #06a-slid02
 import io
 import math
-import threading
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .core import GLASS, MPP, tissue_share
-from .pixels import UnreadableImage, check_samples, decode_image, reading
+from .pixels import check_samples, decode_image, reading
 from .resolution import PixelSize, first_plausible, is_plausible, side_of, size_from_power, size_in_name, size_of_image
 from .tiff import MAX_DECODED_PIXELS, Region, TiffSource, describe_page
 
@@ -201,7 +200,7 @@ class Picture:
         x1, y1 = min(x + w, self.width), min(y + h, self.height)
         with reading(self.name or 'this picture'):
             inside = resampled(self.source, self.level, self.scale, x, y, x1 - x, y1 - y)
-        below, right = y + h - inside.rgb.shape[0] - y, x + w - inside.rgb.shape[1] - x
+        below, right = h - inside.rgb.shape[0], w - inside.rgb.shape[1]
         if not below and not right:
             return inside
         scanned = inside.scanned
