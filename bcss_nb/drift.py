@@ -57,9 +57,9 @@ def kind_of(name:str)->str: # 'prediction' or 'data'
     return 'prediction' if name == 'doubt' or name.startswith('share_') else 'data'
 
 # %% ../nbs/06d_drift.ipynb #06d-drif15
-def finite(values)->np.ndarray: # float64, None and nan left out
+def finite(values)->np.ndarray: # float64; None, nan and what is no number left out
     "The values that are numbers."
-    v = np.array([np.nan if x is None else x for x in values], np.float64)
+    v = np.array([x if isinstance(x, (int, float, np.number)) else np.nan for x in values], np.float64)
     return v[np.isfinite(v)]
 
 def distance(

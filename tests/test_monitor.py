@@ -16,6 +16,7 @@ from PIL import Image
 from shared_serve import free_port, service
 
 from bcss_nb.dataset import load_set, smoke_set
+from bcss_nb.monitor import alarms, answers_of, as_columns, drift_over_time, drift_report, read_store, traffic, unseen_features
 from bcss_nb.robustness import restain
 
 ROOT = Path(__file__).parent.parent
@@ -150,3 +151,41 @@ def test_chapter_reads_a_store(watched, tiles, exported, tmp_path):
     assert said.returncode == 0, said.stderr[-3000:]
     found = json.loads((tmp_path/'monitor.json').read_text())
     assert found['answers'] >= 220 and found['first_beyond_limit'] and max(found['drift_ratio'].values()) > 1 and 'bcss' not in (tmp_path/'monitor.html').read_text()[:200]
+
+
+def stored(folder, *lines):
+    "A store of these lines: bytes as they are, the rest as JSON."
+    folder.mkdir(exist_ok=True)
+    (folder/'2026-03-02.jsonl').write_bytes(b'\n'.join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b'\n')
+    return folder
+
+
+def event(kind, second, **more): return dict(kind=kind, time=f'2026-03-02T08:00:{second:02d}Z', **more)
+
+
+@pytest.mark.parametrize('line', [b'\xff\xfe\x00broken', b'17', b'[1, 2]', b'"text"', b'null', b'{"kind": "answer"', b'{}', b'{"kind": 5, "time": "2026-03-02T08:00:00Z"}',
+    b'{"kind": "answer", "time": "2026-03-02T08:00:00Z", "numbers": [1]}', b'{"kind": "answer", "numbers": {}}', b'{"kind": "answer", "time": "noon", "numbers": {}}',
+    b'{"kind": "request", "time": "2026-03-02T08:00:00Z", "status": "200", "ms": 3}', b'{"kind": "request", "time": "2026-03-02T08:00:00Z", "status": 1e999, "ms": 3}',
+    b'{"kind": "request", "time": 3, "status": 200, "ms": 3}', b'[' * 100_000])
+def test_no_line_of_a_store_ends_the_report(tmp_path, line):
+    good = [event('request', 1, status=200, ms=3.), event('answer', 2, model_id='a', numbers=dict(doubt=.1, odd='high', huge=10**400))]
+    (tmp_path/'store/day.jsonl').mkdir(parents=True)
+    (tmp_path/'store/empty.jsonl').write_bytes(b'')
+    requests, answers, broken = read_store(stored(tmp_path/'store', good[0], line, good[1]))
+    assert (len(requests), len(answers), broken) == (1, 1, 1)
+    assert as_columns(answers) == dict(doubt=[.1], odd=[None], huge=[None]) and len(traffic(requests)) == 1
+    with pytest.raises(FileNotFoundError, match='holds no records'): read_store(stored(tmp_path/'other', line))
+
+
+def test_drift_is_seen_after_a_change_of_model(tmp_path):
+    rng = np.random.default_rng(0)
+    old = [event('answer', i % 60, model_id='old', numbers=dict(brightness=200., share_tumor=.5)) for i in range(60)]
+    new = [event('answer', i % 60, model_id='new', numbers=dict(brightness=200., share_necrosis=.9)) for i in range(60)]
+    for i, e in enumerate(old + new): e['time'] = f'2026-03-02T{8 + i//60:02d}:{i % 60:02d}:00Z'
+    reference = dict(columns=dict(brightness=rng.normal(200, 5, 200).tolist(), share_necrosis=rng.normal(.1, .05, 200).tolist(), gone=rng.normal(size=200).tolist()),
+                     limits=dict(brightness=1., share_necrosis=1., gone=1.), window=40, of='a test')
+    _, answers, _ = read_store(stored(tmp_path/'store', *old, *new))
+    mine, by_model = answers_of(answers, ['new'])
+    assert by_model == dict(old=60, new=60) and len(mine) == 60
+    for some in (answers, mine): assert alarms(drift_over_time(some, reference)).keys() == {'share_necrosis'}
+    assert unseen_features(mine, reference) == ['gone'] and drift_report(mine, reference, tmp_path/'page.html')['share_necrosis'] > 1
