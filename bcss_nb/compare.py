@@ -182,9 +182,10 @@ def budget_sentence(records:list)->str: # from `load_evaluation`
 def sentences(result:dict)->list: # from `compare`
     "The comparison in words: verdict, distances from colour alone, what is missing, and how the checkpoints were chosen."
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
+    missing = dict.fromkeys([*gaps(result['models'][0]), *(s for r in result['models'][1:] for s in absent_sentences(r))])
     leaks = sorted({r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')})
     return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()),
-            *dict.fromkeys([*gaps(result['models'][0]), *(s for r in result['models'][1:] for s in absent_sentences(r))]), budget_sentence(result['models']), f'Checkpoints: {notes}.']
+            *missing, budget_sentence(result['models']), f'Checkpoints: {notes}.']
 
 def gaps(r:dict)->list: # sentences
     "What the data cannot say."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEVER_SCANNED', 'PIECE', 'STRIPE', 'PART', 'CACHED', 'starts', 'fitting', 'weights', 'ahead', 'holds_tissue', 'bands',
-           'one_look', 'most_likely', 'probabilities', 'entropy', 'Maps', 'MapStore', 'new_map', 'complete_map',
-           'pieces', 'Preview', 'StructureMap', 'settle', 'predict', 'finish', 'finish_band', 'all_features', 'summary',
+           'one_look', 'most_likely', 'probabilities', 'entropy', 'Maps', 'new_map', 'complete_map', 'pieces',
+           'Preview', 'StructureMap', 'settle', 'predict', 'finish', 'finish_band', 'all_features', 'summary',
            'overview', 'predict_file', 'write_outputs', 'predict_files', 'reason']
 
 # %% ../nbs/06_predict.ipynb #06-predi02
@@ -17,10 +17,8 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import zarr
 from PIL import Image
 from tqdm.auto import tqdm
-from zarr.storage import LocalStore
 
 from .background import CELL, SQUARE, background_cells, flat_cells, to_pixels
 from .core import IGNORE, atomic, overlay, write_json
@@ -184,31 +182,19 @@ class Maps:
     seconds:float      # for the net and what belongs to it
     cleaning:float     # for the sieve
 
-
-class MapStore(LocalStore):
-    "The chunks of a map on disk."
-    complete = False
-
-    async def get(self, key:str, prototype=None, byte_range=None):
-        "A chunk; FileNotFoundError when one of a complete map is gone."
-        value = await super().get(key, prototype, byte_range)
-        if value is None and self.complete and not key.endswith('.json'):
-            raise FileNotFoundError(f'a part of the map is missing ({self.root/key}): was it deleted? Predict the picture again')
-        return value
-
 # %% ../nbs/06_predict.ipynb #06-predi54
 def new_map(shape, folder, name:str): # (H, W) uint8, all IGNORE
     "In memory, or in a folder."
     if folder is None: return np.full(shape, IGNORE, np.uint8)
-    return zarr.create_array(MapStore(folder/name), shape=shape, chunks=(384, 1024), dtype='uint8', fill_value=IGNORE,
-                             compressors=zarr.codecs.ZstdCodec(level=1), config={'write_empty_chunks': True})
+    from bcss_nb.disk_map import new_disk_map
+    return new_disk_map(folder/name, shape, IGNORE)
 
 
 def complete_map(
     label, # from `new_map`
 ):
     "From here on, a part of the map that is missing on disk is an error."
-    if isinstance(label, zarr.Array):
+    if not isinstance(label, np.ndarray):
         label.store.complete = True
 
 

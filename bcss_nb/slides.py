@@ -138,12 +138,12 @@ def open_source(
     name:str='',        # for messages; '' for that of the path
 )->SlideSource|TiffSource|FlatSource: # FileNotFoundError; UnreadableImage
     "The reader of a file."
-    import openslide
     if not isinstance(file, Path):
         with reading(name):
             return TiffSource(file) if is_tiff(file) else FlatSource(file)
     if not file.exists():
         raise FileNotFoundError(f'no picture {file}')
+    import openslide  # the service does without it
     with reading(name or str(file)):
         if file.is_dir():
             raise ValueError('it is a folder')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_DECODED_PIXELS', 'MIN_CACHED_BYTES', 'describe_page', 'check_codec', 'check_coded_size', 'choose_series',
-           'size_of_tiff', 'Region', 'Segment', 'TiffSource']
+           'size_of_tiff', 'Region', 'Segment', 'segments_under', 'paste_segment', 'read_segment', 'to_rgb',
+           'TiffSource']
 
 # %% ../nbs/06g_tiff.ipynb #06g-tiff02
 import io
@@ -17,7 +18,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import tifffile
 from PIL import Image
-from fastcore.basics import patch
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT
 
 from .pixels import Alpha, Samples, check_samples, flatten_alpha
@@ -114,7 +114,7 @@ def check_coded_size(
     if page.compression not in _SIZES:
         return
     height, width = _SIZES[page.compression](data)
-    max_height, max_width = page.tilelength or page.rowsperstrip, page.tilewidth or page.imagewidth
+    max_height, max_width = page.chunks[:2]
     if not (0 < height <= max_height and 0 < width <= max_width):
         raise ValueError(f'a strip or tile of {max_height} x {max_width} pixels holds an image of {height} x {width}')
 
@@ -195,6 +195,80 @@ def _num_bytes(segment:Segment)->int:
     return 0 if segment.pixels is None else segment.pixels.nbytes
 
 # %% ../nbs/06g_tiff.ipynb #06g-tiff13
+def segments_under(
+    page:tifffile.TiffPage,
+    x:int, y:int, w:int, h:int, # rectangle inside the page, pixels
+)->list[int]: # indices; planes of separate bands come one after the other
+    "The segments under a rectangle."
+    seg_h, seg_w = _segment_size(page)
+    num_across, num_down = -(-page.imagewidth//seg_w), -(-page.imagelength//seg_h)
+    rows, columns = range(y//seg_h, -(-(y + h)//seg_h)), range(x//seg_w, -(-(x + w)//seg_w))
+    num_planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    return [(plane*num_down + row)*num_across + column for plane in range(num_planes) for row in rows for column in columns]
+
+
+def _segment_size(page:tifffile.TiffPage)->tuple[int, int]: # height, width
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def paste_segment(
+    segment:Segment,
+    canvas:np.ndarray,  # (h, w, bands) uint8, written to
+    missing:np.ndarray, # (h, w) bool, set where the file leaves the segment out
+    x:int, y:int,       # the corner of the canvas on the page
+):
+    "Copy the part of a segment that lies on a canvas."
+    height, width = canvas.shape[:2]
+    top, left, bottom, right = segment.box
+    rows = slice(max(top, y), min(bottom, y + height))
+    columns = slice(max(left, x), min(right, x + width))
+    target = slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x)
+    if rows.stop <= rows.start or columns.stop <= columns.start:
+        return
+    if segment.pixels is None:
+        missing[target] = True
+        return
+    part = segment.pixels[rows.start - top:rows.stop - top, columns.start - left:columns.stop - left]
+    bands = slice(segment.band, segment.band + part.shape[2])
+    canvas[(*target, bands)] = part
+
+# %% ../nbs/06g_tiff.ipynb #06g-tiff44
+def read_segment(
+    tiff:tifffile.TiffFile,
+    page:tifffile.TiffPage,
+    index:int, # of the segment
+)->Segment:    # ValueError when it is damaged
+    "Read and decode a segment."
+    offset, num_bytes = page.dataoffsets[index], page.databytecounts[index]
+    tiff.filehandle.seek(offset)
+    data = tiff.filehandle.read(num_bytes) if num_bytes and offset else None
+    if data is not None and len(data) < num_bytes:
+        raise ValueError(f'it is truncated: a strip or tile of {num_bytes} bytes ends after {len(data)}')
+    if data is not None:
+        check_coded_size(page, data)
+    pixels, (band, _, top, left, _), (_, height, width, _) = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+    if pixels is not None:
+        pixels = pixels[0, :height, :width]
+        if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
+            raise ValueError(f'a strip or tile decodes to {pixels.shape} {pixels.dtype}, expected {height} x {width} pixels of 8 bits')
+    return Segment(pixels, (top, left, top + height, left + width), band)
+
+
+def to_rgb(
+    canvas:np.ndarray, # (h, w, bands) uint8
+    samples:Samples,
+    page:tifffile.TiffPage,
+)->tuple[np.ndarray, np.ndarray|None]: # (h, w, 3) uint8 RGB; (h, w) bool, True where scanned, or None where all of it was
+    "Look up a palette, compose alpha onto white."
+    if samples.color == 'palette':
+        return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[canvas[..., 0]], None
+    if samples.alpha is Alpha.NONE:
+        return canvas, None
+    return flatten_alpha(canvas, samples.alpha is Alpha.PREMULTIPLIED)
+
+# %% ../nbs/06g_tiff.ipynb #06g-tiff15
 class TiffSource:
     "The main image of a TIFF, with its coarser levels."
     def __init__(self,
@@ -224,76 +298,19 @@ class TiffSource:
         canvas = np.zeros((h, w, self.samples.num_bands), np.uint8)
         missing = np.zeros((h, w), bool)
         with self.lock:
-            for index in self._segments_at(page, x, y, w, h):
-                self._paste(self._decode(level, index), canvas, missing, x, y)
-        rgb, scanned = self._to_rgb(page, canvas)
+            indices = segments_under(page, x, y, w, h)
+            self.cache.max_bytes = max(MIN_CACHED_BYTES, 2*len(indices)*int(np.prod(page.chunks)))
+            for index in indices:
+                paste_segment(self._segment(level, index), canvas, missing, x, y)
+        rgb, scanned = to_rgb(canvas, self.samples, page)
         if missing.any():
             rgb = np.where(missing[..., None], np.uint8(255), rgb)
             scanned = ~missing if scanned is None else scanned & ~missing
         return Region(rgb, scanned)
 
-# %% ../nbs/06g_tiff.ipynb #06g-tiff15
-@patch
-def _segments_at(self:TiffSource, page:tifffile.TiffPage, x:int, y:int, w:int, h:int)->list[int]:
-    "Indices of the segments under a rectangle; planes of separate bands come one after the other."
-    seg_h, seg_w = page.tilelength or page.rowsperstrip, page.tilewidth or page.imagewidth
-    seg_h = min(seg_h, page.imagelength) if not page.is_tiled else seg_h
-    num_across, num_down = -(-page.imagewidth//seg_w), -(-page.imagelength//seg_h)
-    rows, columns = range(y//seg_h, -(-(y + h)//seg_h)), range(x//seg_w, -(-(x + w)//seg_w))
-    num_planes = self.samples.num_bands if page.planarconfig == 2 else 1
-    needed = [(plane*num_down + row)*num_across + column for plane in range(num_planes) for row in rows for column in columns]
-    num_bytes = len(needed)*seg_h*seg_w*(self.samples.num_bands//num_planes)
-    self.cache.max_bytes = max(MIN_CACHED_BYTES, 2*num_bytes)
-    return needed
-
-
-@patch
-def _paste(self:TiffSource, segment:Segment, canvas:np.ndarray, missing:np.ndarray, x:int, y:int):
-    "Copy the part of one segment that lies on the canvas, whose corner is (x, y)."
-    height, width, num_bands = canvas.shape
-    top, left, bottom, right = segment.box
-    rows = slice(max(top, y), min(bottom, y + height))
-    columns = slice(max(left, x), min(right, x + width))
-    target = slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x)
-    if rows.stop <= rows.start or columns.stop <= columns.start:
-        return
-    if segment.pixels is None:
-        missing[target] = True
-        return
-    part = segment.pixels[rows.start - top:rows.stop - top, columns.start - left:columns.stop - left]
-    bands = slice(segment.band, segment.band + part.shape[2])
-    canvas[(*target, bands)] = part
-
-# %% ../nbs/06g_tiff.ipynb #06g-tiff16
-@patch
-def _decode(self:TiffSource, level:int, index:int)->Segment:
-    "A segment of a level, from the cache or the file; ValueError when it is damaged."
-    segment = self.cache.get((level, index))
-    if segment is not None:
+    def _segment(self, level:int, index:int)->Segment:
+        segment = self.cache.get((level, index))
+        if segment is None:
+            segment = read_segment(self.tiff, self.pages[level], index)
+            self.cache.put((level, index), segment)
         return segment
-    page = self.pages[level]
-    offset, num_bytes = page.dataoffsets[index], page.databytecounts[index]
-    self.tiff.filehandle.seek(offset)
-    data = self.tiff.filehandle.read(num_bytes) if num_bytes and offset else None
-    if data is not None and len(data) < num_bytes:
-        raise ValueError(f'it is truncated: a strip or tile of {num_bytes} bytes ends after {len(data)}')
-    if data is not None:
-        check_coded_size(page, data)
-    pixels, (band, _, top, left, _), (_, height, width, _) = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
-    if pixels is not None:
-        pixels = pixels[0, :height, :width]
-        if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
-            raise ValueError(f'a strip or tile decodes to {pixels.shape} {pixels.dtype}, expected {height} x {width} pixels of 8 bits')
-    segment = Segment(pixels, (top, left, top + height, left + width), band)
-    self.cache.put((level, index), segment)
-    return segment
-
-
-@patch
-def _to_rgb(self:TiffSource, page:tifffile.TiffPage, canvas:np.ndarray)->tuple[np.ndarray, np.ndarray|None]:
-    "Look up a palette, compose alpha onto white."
-    if self.samples.color == 'palette':
-        return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[canvas[..., 0]], None
-    if self.samples.alpha is Alpha.NONE:
-        return canvas, None
-    return flatten_alpha(canvas, self.samples.alpha is Alpha.PREMULTIPLIED)
