@@ -198,12 +198,14 @@ class Gate:
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         headers, start, status, entered, method = dict(scope['headers']), time.perf_counter(), [499], False, scope['method']
-        scope['path'] = without_prefix(scope['path'], self.root_path)
+        path = without_prefix(scope['path'], self.root_path)
+        scope['path'] = self.root_path + path  # ASGI wants the prefix in the path, whether the proxy cut it off or not
         if method == 'HEAD': scope['method'], send = 'GET', without_body(send)
-        scope.setdefault('state', {})['request_id'] = request_id = known_id(headers.get(b'x-request-id', b''))
+        scope.setdefault('state', {})['path'] = path
+        scope['state']['request_id'] = request_id = known_id(headers.get(b'x-request-id', b''))
         tell = telling(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
         try:
-            check_key(headers, scope['path'], self.key); announced(headers, self.most_bytes)
+            check_key(headers, path, self.key); announced(headers, self.most_bytes)
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
                 if self.inside >= self.bodies: raise Refused(503, 'too many requests at once: try again', retry=1)
                 self.inside += 1; entered = True
@@ -211,13 +213,13 @@ class Gate:
                 if b'content-encoding' in headers: body = await self.unpacked(body, scope, headers)
                 scope['state']['body'] = body; receive = replay(body, receive)
             await self.app(scope, receive, tell)
-        except Refused as e: await send_refusal(tell, e, scope['path'])
+        except Refused as e: await send_refusal(tell, e, path)
         except Exception:
-            if status[0] == 499: await send_refusal(tell, Refused(500, 'an error inside the service: see its log'), scope['path'])
+            if status[0] == 499: await send_refusal(tell, Refused(500, 'an error inside the service: see its log'), path)
             raise
         finally:
             self.inside -= entered
-            if self.done: self.done(request_id=request_id, method=method, path=scope['path'], status=status[0], seconds=time.perf_counter() - start)
+            if self.done: self.done(request_id=request_id, method=method, path=path, status=status[0], seconds=time.perf_counter() - start)
 
     async def unpacked(self, body:bytes, scope:dict, headers:dict)->bytes:
         "A compressed body unpacked, and the headers that speak of it corrected."

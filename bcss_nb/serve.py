@@ -375,7 +375,7 @@ HEADERS = {'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer'
 
 def refuse(request:Request, e)->JSONResponse:
     "Every error is JSON, see `error_body`; the input is never echoed."
-    answer = lambda text, status, headers=None: JSONResponse(error_body(request.scope['path'], text), status, headers)
+    answer = lambda text, status, headers=None: JSONResponse(error_body(request.state.path, text), status, headers)
     if isinstance(e, RequestValidationError): return answer('; '.join(f'{".".join(map(str, v["loc"][1:]))}: {v["msg"]}' for v in e.errors()), 422)
     if isinstance(e, HTTPException): return answer(str(e.detail), e.status_code, e.headers)
     return answer(e.detail, e.status, e.headers)

@@ -1,4 +1,5 @@
 "The service from outside: what clients of all kinds send it, and how it ends."
+import gzip
 import io
 import json
 import os
@@ -229,3 +230,121 @@ def test_schemathesis(served):
                                capture_output=True, text=True, timeout=900)
     assert said.returncode == 0, said.stdout[-4000:] + said.stderr[-1000:]
     assert p.poll() is None and not [r for r in requests_logged(log) if r['status'] == 500]
+
+
+# ---- the inference protocol, and what nobody would read ----------------------------------------------------------------
+@pytest.fixture(scope='module')
+def client(served):
+    with httpx.Client(base_url=served[0], timeout=60) as c: yield c
+
+
+def tensor(side=32, **more): return dict(inputs=[dict(name='image', shape=[1, 3, side, side], datatype='FP32', data=[.5]*3*side**2)], **more)
+
+
+@pytest.mark.parametrize('path', ['/v2/models/bcss', '/v2/models/bcss/versions/1'])
+def test_protocol_routes_by_version(client, path):
+    assert client.get(path).json()['versions'] == ['1'] and client.get(f'{path}/ready').json() == dict(name='bcss', ready=True)
+    said = client.post(f'{path}/infer', json=tensor(id='a-1')).json()
+    assert (said['id'], said['model_name'], said['model_version'], said['outputs'][0]['shape']) == ('a-1', 'bcss', '1', [1, 3, 32, 32])
+
+
+@pytest.mark.parametrize('method, path, options, status', [
+    ('GET', '/v2/models/none', {}, 404), ('GET', '/v2/models/bcss/versions/2', {}, 404), ('POST', '/v2/models/bcss/versions/2/infer', dict(json={}), 404),
+    ('GET', '/v2/nowhere', {}, 404), ('PUT', '/v2/models/bcss', {}, 405), ('GET', '/v2/models/bcss/infer', {}, 405), ('POST', '/v2/models/bcss/infer', dict(content=b'{'), 400),
+    ('POST', '/v2/models/bcss/infer?mpp=1', dict(json=tensor()), 400), ('POST', '/v2/models/bcss/infer', dict(content=b'x'*5*2**20), 413),
+    ('POST', '/v2/models/bcss/versions/1/infer', dict(json=tensor(40)), 400), ('POST', '/v2/models/bcss/infer', dict(content=b'x', headers={'content-encoding': 'br'}), 415)])
+def test_errors_of_the_protocol_are_errors(client, method, path, options, status):
+    said = client.request(method, path, **options)
+    assert said.status_code == status and list(said.json()) == ['error'] and said.json()['error']
+
+
+def test_errors_for_people_are_details(client, tile):
+    for said in (client.get('/nowhere'), client.get('/predict'), client.post('/predict', files=dict(image=b'no picture'))): assert list(said.json()) == ['detail']
+
+
+def test_triton_client_is_told_why_and_may_compress(served, tile):
+    triton = pytest.importorskip('tritonclient.http')
+    from tritonclient.utils import InferenceServerException
+    c = triton.InferenceServerClient(served[0].removeprefix('http://'))
+    given = triton.InferInput('image', [1, 3, 40, 40], 'FP32')
+    given.set_data_from_numpy(np.zeros((1, 3, 40, 40), np.float32))
+    with pytest.raises(InferenceServerException, match='multiples? of 16'): c.infer('bcss', [given])
+    with pytest.raises(InferenceServerException): c.infer('bcss', [given], model_version='2')
+    x = as_input(tile[None])
+    given = triton.InferInput('image', list(x.shape), 'FP32')
+    given.set_data_from_numpy(x)
+    plain = c.infer('bcss', [given], model_version='1').as_numpy('logits')
+    for how in ('gzip', 'deflate'):
+        for reply in (None, 'gzip'):
+            found = c.infer('bcss', [given], request_compression_algorithm=how, response_compression_algorithm=reply).as_numpy('logits')
+            np.testing.assert_array_equal(found, plain)
+    assert c.is_model_ready('bcss', '1') and not c.is_model_ready('bcss', '2')
+
+
+def test_compressed_pictures_and_bombs(client, tile):
+    request = client.build_request('POST', '/predict', files=dict(image=png(tile)))
+    body, kind = request.read(), request.headers['content-type']
+    def send(content, encoding): return client.post('/predict', content=content, headers={'content-type': kind, 'content-encoding': encoding})
+    assert send(gzip.compress(body), 'gzip').status_code == send(zlib.compress(body), 'deflate').status_code == 200
+    assert send(gzip.compress(bytes(50*2**20)), 'gzip').status_code == 413 and send(body, 'gzip').status_code == 400
+    said = send(body, 'zstd')
+    assert said.status_code == 415 and 'gzip' in said.headers['accept-encoding']
+
+
+@pytest.mark.parametrize('path', ['/', '/docs', '/v2', '/v2/models/bcss', '/v2/health/live', '/v2/health/ready', '/v2/models/bcss/ready', '/metrics', '/drift',
+    '/openapi.json', '/static/app.js'])
+def test_head_where_get_is(client, path):
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.headers['content-type'], head.content) == (200, get.headers['content-type'], b'')
+
+
+def test_nothing_that_is_said_is_ignored(client, tile):
+    def post(path='/predict', **options): return client.post(path, **options)
+    image = ('image', ('a.png', png(tile)))
+    refused = [post('/predict?mpp=0.5', files=[image]), post(files=[image, image]), post(files=[image, ('mask', ('b.png', b'x'))]), post(files=[image], data=dict(resolution='1')),
+               post(files=[image], data=dict(mpp=['0.5', '0.25']))]
+    assert [r.status_code for r in refused] == [422]*5
+    assert 'the query' in refused[0].json()['detail'] and 'one picture a request' in refused[1].json()['detail'] and "'mask' is not known" in refused[2].json()['detail']
+    assert post(files=[image], data=dict(mpp='0.5')).json()['mpp'] == .5
+
+
+def test_accept(client, tile):
+    def kind(accept): return client.post('/predict', files=dict(image=png(tile)), headers=dict(accept=accept))
+    assert kind('application/json;q=0.3, image/png;q=0.9').headers['content-type'] == 'image/png'
+    assert kind('application/geo+json;q=0.5, image/png;q=0').headers['content-type'] == 'application/geo+json'
+    assert kind('text/html, */*;q=0.1').headers['content-type'] == 'application/json'
+    said = kind('text/html')
+    assert said.status_code == 406 and 'image/png' in said.json()['detail']
+
+
+def test_pixel_size_as_bcss_predict_reads_it(client, tile):
+    def answer(name, data, **form): return client.post('/predict', files=dict(image=(name, data)), data=form).json()
+    assert (answer('TCGA-A1-A0SK-DX1_xmin1_ymin1_MPP-0.5000.png', png(tile))['mpp'], answer('a_MPP-0.5000.png', png(tile), mpp='0.25')['mpp']) == (.5, .25)
+    assert answer('a.png', png(tile, dpi=(50_800, 50_800)))['mpp_from'] == 'file'
+
+
+def test_a_store_keeps_what_is_not_its_own(exported, tmp_path, tile):
+    store = tmp_path/'store'
+    (store/'aa old folder').mkdir(parents=True)
+    strangers = {'slide.svs': b's'*200_000, '2026-11-26.txt': b't', 'bcss-2026-11-26.jsonl.bak': b'u', 'bcss-notes.jsonl': b'v', 'aa old folder/x.png': b'w',
+                 '2020-01-01.jsonl': b'y'*90_000}
+    for name, data in strangers.items():
+        (store/name).write_bytes(data)
+        os.utime(store/name, (1, 1))
+    (store/'bcss-2020-01-01.jsonl').symlink_to(store/'slide.svs')
+    os.utime(store/'aa old folder', (1, 1))
+    with service(exported, tmp_path/'log', store=store, store_pixels=True, store_bytes=500_000) as (url, _):
+        for _ in range(12): assert httpx.post(f'{url}/predict', files=dict(image=png(tile)), headers={'x-request-id': 'the-same'}).status_code == 200
+        assert 'bcss_store_lost 0.0' in httpx.get(f'{url}/metrics').text
+    assert {name: (store/name).read_bytes() for name in strangers} == strangers and (store/'bcss-2020-01-01.jsonl').is_symlink()
+    pictures = list(store.glob('bcss-*-the-same-*.png'))
+    assert len(pictures) > 1 and sum(f.stat().st_size for f in pictures) <= 900_000
+    assert sum(b'"answer"' in line for f in store.glob('bcss-*-*-*.jsonl') if not f.is_symlink() for line in f.read_bytes().splitlines()) == 12
+
+
+@pytest.mark.parametrize('name, value, text', [('store', '/proc/version', 'cannot be used as a folder'), ('root_path', 'bcss', 'a path like /bcss'),
+                                               ('root_path', '/v2', 'begins like a route')])
+def test_settings_that_cannot_work_are_said_at_start(exported, name, value, text):
+    env = os.environ | {f'BCSS_{name.upper()}': value}
+    said = subprocess.run([sys.executable, '-m', 'bcss_nb.cli', 'serve', '--model', str(exported)], env=env, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 1 and text in said.stderr and 'Traceback' not in said.stderr

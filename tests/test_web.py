@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from shared_serve import service
+from shared_serve import proxy, service
 
 from bcss_nb.core import get_schema, rgb_table
 from bcss_nb.engines import open_engine
@@ -145,7 +145,7 @@ def test_errors_are_said(page, tile, tmp_path):
     (tmp_path/'notes.png').write_text('not a picture')
     Image.new('RGB', (2000, 2000)).save(tmp_path/'large.png')
     Image.new('L', (100, 100)).save(tmp_path/'grey.png')
-    for name, words in (('notes.png', 'no picture in a format served here'), ('large.png', '2000x2000 pixels'), ('grey.png', 'needs colour')):
+    for name, words in (('notes.png', 'no picture in a format served here'), ('large.png', '2000x2000 pixels'), ('grey.png', 'it is 8-bit grey, expected 8-bit RGB')):
         choose(page, tmp_path/name)
         page.wait_for_selector('#error:not([hidden])')
         assert words in page.inner_text('#error')
@@ -170,3 +170,33 @@ def test_phone_and_screen_reader(browser, url, tile):
 def test_api_page(page, url):
     page.goto(f'{url}/docs')
     page.wait_for_selector('[data-path="/v2/models/bcss/infer"]')
+
+
+@pytest.mark.parametrize('strips', [True, False], ids=['prefix cut off', 'prefix kept'])
+def test_behind_a_prefix(browser, exported, tmp_path, tile, strips):
+    "The page, its examples, its maps, and Swagger's 'Try it out', through a proxy that shows the service at /lab/bcss."
+    with service(exported, tmp_path/'log', root_path='/lab/bcss') as (url, _), proxy(url, '/lab/bcss', strips) as (front, asked):
+        page = browser.new_page()
+        page.goto(f'{front}/lab/bcss/')
+        page.get_by_role('button', name='Tile', exact=True).click()
+        done(page)
+        assert page.locator('#rows tr').count() == 3
+        page.goto(f'{front}/lab/bcss/docs')
+        page.locator('.opblock-summary-path', has_text='health').first.wait_for(timeout=20_000)
+        block = page.locator('.opblock', has=page.locator('[data-path="/v2/health/live"]'))
+        block.locator('.opblock-summary-control').click()
+        block.get_by_role('button', name='Try it out').click()
+        block.get_by_role('button', name='Execute').click()
+        block.locator('.live-responses-table .response-col_status', has_text='200').wait_for(timeout=20_000)
+        page.close()
+    assert {status for path, status in asked if 'favicon' not in path} == {200} and any(path.endswith('/v2/health/live') for path, _ in asked)
+
+
+def test_a_turned_photograph_lies_under_its_map(page, tmp_path):
+    "The page shows the stored frame, in which maps and outlines are, whatever the orientation tag says."
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(simulate_roi(4, shape=(224, 320))[1]).save(tmp_path/'turned.jpg', exif=exif)
+    choose(page, tmp_path/'turned.jpg')
+    done(page)
+    assert page.evaluate("getComputedStyle(document.getElementById('picture')).imageOrientation") == 'none' and shown(page).shape[:2] == (224, 320)
