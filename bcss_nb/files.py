@@ -188,6 +188,9 @@ def recover_killed(
     kind: FolderKind,
 ):
     "Remove the work folders of killed runs; put an old folder back where the kill left none."
+    aside = out.with_name(f'.{out.name}.old')
+    if not out.exists() and is_made_here(aside, kind) and not find_strangers(aside, kind):
+        os.replace(aside, out)
     for path in glob.glob(f'{glob.escape(str(out.parent))}/.{glob.escape(out.name)}.*{ENDING}'):
         work = Path(path)
         if not (work/LOCK).is_file() or not {entry.name for entry in work.iterdir()} <= PARTS:
