@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_OFF', 'Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', 'checksum', 'describe', 'resample_pair',
            'edge_left', 'cut_pair', 'read_tiles', 'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows',
-           'replace_folder', 'check_out', 'recover', 'refuse', 'raw_of', 'schema_for', 'prepare', 'split_request',
-           'assign_parts', 'combined', 'write_tables', 'class_shares', 'write_set', 'data_card', 'TileSet', 'load_set',
-           'check_parts', 'smoke_set', 'to_batch', 'batches', 'fits', 'resident', 'Stream', 'publish']
+           'check_out', 'refuse', 'raw_of', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined',
+           'write_tables', 'class_shares', 'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set',
+           'to_batch', 'batches', 'fits', 'resident', 'Stream', 'publish']
 
 # %% ../nbs/01_dataset.ipynb #0c30dc9b
 import hashlib, io, json, os, shutil, zlib
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .augment import augment
 from .checks import CONTRADICTION, alike, disagreement, findings_table, fingerprint, is_blank, is_blurred, near_pairs, outliers, summarise, tissue_share
+from .files import PREPARED_SET, check_replaceable, recover_killed, replacing
 from .core import IGNORE, MPP, TILE, Schema, atomic, check_parameters, from_root, get_schema, locked, overlay, pick, show_tiles
 from .layouts import SOURCES, BadTile, RawCodes, Source, find_codes, find_root, index_source, parse_name, read_pair
 from .sample import make_sample
@@ -259,25 +260,12 @@ def drop_rows(folder:Path, rows:list):
         w.close(); os.replace(folder/f'{name}.new', folder/f'{name}.npy')
 
 # %% ../nbs/01_dataset.ipynb #aed6e027
-def replace_folder(tmp:Path, out:Path):
-    "Put a finished folder in the place of another."
-    old = out.with_name(f'.{out.name}.old')
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists(): os.replace(out, old)
-    os.replace(tmp, out)
-    shutil.rmtree(old, ignore_errors=True)
-
 def check_out(out:Path, raw:Path):
     "Raise ValueError rather than replace what is no prepared set, or the raw data itself."
     if out == raw or out in raw.parents or raw in out.parents:
         raise ValueError(f'out ({out}) and raw ({raw}) lie in each other: preparing would replace the raw data; choose another out')
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out/'manifest.json').exists()):
-        raise ValueError(f'{out} exists and is no prepared set (no manifest.json): it is left alone; choose another out or move it away')
-
-def recover(out:Path):
-    "Put an old set back that a killed `replace_folder` had moved away."
-    old = out.with_name(f'.{out.name}.old')
-    if old.exists() and not out.exists(): os.replace(old, out)
+    recover_killed(out, PREPARED_SET)
+    check_replaceable(out, PREPARED_SET, (raw,))
 
 def refuse(root:Path, lone:pd.DataFrame):
     "Raise BadTile for the first file without a partner; what a release ships unlabelled is no fault."
@@ -311,20 +299,16 @@ def prepare(
     "Find, read, cut, check, pack and split one source."
     if source != 'auto': schema_for(pick(SOURCES, source, 'source'), schema)
     raw, out, split = raw or raw_of(source), from_root(out), split_request(**split)
-    root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
-    sch, tmp = schema_for(src, schema), out.with_name(f'.{out.name}.tmp')
     check_out(out.resolve(), from_root(raw).resolve())
+    root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
+    sch = schema_for(src, schema)
     pairs, lone = index_source(root, layout)
     if strict: refuse(root, lone)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        recover(out); shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir()
-        try:
-            codes = find_codes(root, src) if deep else None
-            found, left = pack(pairs, tmp, Rules(sch, cut, strict, deep, codes), workers)
-            write_tables(tmp, found, lone, left, split, dict(source=src.name, schema=sch.name, classes=sch.classes, tile=cut.size, cut=asdict(cut), deep=deep))
-            replace_folder(tmp, out)
-        finally: shutil.rmtree(tmp, ignore_errors=True)
+    with locked(out), replacing(out, PREPARED_SET, (from_root(raw),)) as tmp:
+        codes = find_codes(root, src) if deep else None
+        found, left = pack(pairs, tmp, Rules(sch, cut, strict, deep, codes), workers)
+        write_tables(tmp, found, lone, left, split, dict(source=src.name, schema=sch.name, classes=sch.classes, tile=cut.size, cut=asdict(cut), deep=deep))
     return out
 
 # %% ../nbs/01_dataset.ipynb #7d4a3999

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LOSS', 'preferred', 'best_seed', 'is_transformer', 'is_unet', 'quiet', 'write_onnx', 'write_int8', 'judge', 'parity',
            'network_def', 'metadata', 'inference', 'write_bundle', 'training_reference', 'spread', 'temperature',
-           'manifest', 'refused', 'export_run', 'replace_folder']
+           'manifest', 'refused', 'export_run']
 
 # %% ../nbs/07_export.ipynb #07-expor02
-import contextlib, io, json, logging, os, platform, shutil, time, warnings
+import contextlib, io, json, logging, platform, time, warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from torch import nn
 
 from .calibration import fit_temperature, labelled
 from .checkpoint import load_checkpoint
-from .core import MPP, atomic, check_parameters, from_root, get_schema, write_json
+from .core import MPP, atomic, check_parameters, from_root, get_schema, pick, write_json
 from .dataset import TileSet, load_set, smoke_set
 from .drift import make_reference, measure_picture, record, write_reference
 from .engines import ENGINES, TorchEngine, as_input, cores, file_id, fold_norms, open_engine, read_manifest
+from .files import EXPORTED_MODEL, check_replaceable, replacing
 from .metrics import confusion, mean_dice
 from .predict import predict, summary
 from .slides import ArraySource, Picture
@@ -237,12 +238,13 @@ def refused(table:list)->list: # names of the engines that lose too much
 def export_run(
     run:Path, ts:TileSet, out:Path, # folder of a training; its data; folder to write
     tiles=0, engine='auto',         # as above
-)->list:                            # the parity table; ValueError when nothing may be published
+)->list:                            # the parity table; ValueError when nothing may be published, or `out` may not be replaced
     "Export, compare, choose, publish."
-    checkpoint, tmp = Path(run)/'best.pt', Path(out).with_name(f'.{Path(out).name}.{os.getpid()}.tmp')
+    checkpoint = Path(run)/'best.pt'
+    check_replaceable(out, EXPORTED_MODEL, (run,))
+    if engine != 'auto': pick(ENGINES, engine, 'engine')
     net, about = load_checkpoint(checkpoint, schema=ts.schema.name)
-    shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
-    try:
+    with replacing(out, EXPORTED_MODEL, (run,)) as tmp:
         write_onnx(net, tmp/'model.onnx', about)
         write_int8(tmp/'model.onnx', tmp/'model.int8.onnx', ts.images[spread(ts.part('train'), 48)])
         write_bundle(tmp/'bundle', checkpoint)
@@ -257,14 +259,4 @@ def export_run(
         write_reference(tmp/'reference.json', training_reference(open_engine(tmp), ts))
         manifest(tmp, checkpoint, about, temperature=warm, engine=choice, parity=table, refused=out_of,
             measured_on=dict(cpu=platform.machine(), cores=cores(), tiles=len(spread(ts.part('test'), tiles))))
-        replace_folder(tmp, Path(out))
-    finally: shutil.rmtree(tmp, ignore_errors=True)
     return table
-
-# %% ../nbs/07_export.ipynb #07-expor25
-def replace_folder(new:Path, old:Path):
-    "Put a finished folder in the place of another."
-    aside = old.with_name(f'.{old.name}.{os.getpid()}.old')
-    if old.exists(): os.replace(old, aside)
-    os.replace(new, old)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -8,7 +8,7 @@ __all__ = ['OTHER', 'HED', 'NUCLEI', 'GROUND', 'SITES', 'smooth_noise', 'tissue_
            'make_sample']
 
 # %% ../nbs/01a_sample.ipynb #7be47280
-import io, os, shutil
+import io, os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from PIL import Image
 from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 
-from .core import MPP, TILE, SCHEMAS, check_parameters, encode, from_root, locked, overlay, rgb_table, show_tiles
+from .files import SAMPLE, replacing
+from .core import MPP, TILE, SCHEMAS, check_parameters, encode, from_root, locked, overlay, rgb_table, show_tiles, write_json
 
 # %% ../nbs/01a_sample.ipynb #2e4b128b
 def smooth_noise(
@@ -249,7 +250,7 @@ def write_roi(
 
 # %% ../nbs/01a_sample.ipynb #1a5da1d8
 def make_sample(
-    out:str|Path='data/raw/sample', # folder to make; kept when it is already there
+    out:str|Path='data/raw/sample', # folder to make; kept when something is in it already
     patients:int=24,                # how many; at least 12
     seed:int=0,
     workers:int=None,               # threads; default: one a core
@@ -257,14 +258,14 @@ def make_sample(
     "Make the whole sample aside and rename it into place; the same seed gives the same pixels."
     out = from_root(out)
     if patients < 12: raise ValueError(f'the sample needs at least 12 patients, got {patients}: hospitals would be left without')
+    if seed < 0: raise ValueError(f'seed must be a whole number from 0 on, got {seed}')
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        if out.exists(): return out
-        tmp = out.with_name(f'.{out.name}.tmp')
-        shutil.rmtree(tmp, ignore_errors=True)
-        for folder in ('roi/rgbs_colorNormalized', 'roi/masks', *(f'kaggle224/BCSS/{p}' for p in ('train', 'train_mask', 'val', 'val_mask', 'test'))):
-            (tmp/folder).mkdir(parents=True)
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            list(pool.map(write_roi, [tmp]*patients, range(patients), [seed]*patients))
-        os.replace(tmp, out)
+        if out.is_dir() and any(out.iterdir()): return out
+        with replacing(out, SAMPLE) as tmp:
+            for folder in ('roi/rgbs_colorNormalized', 'roi/masks', *(f'kaggle224/BCSS/{p}' for p in ('train', 'train_mask', 'val', 'val_mask', 'test'))):
+                (tmp/folder).mkdir(parents=True)
+            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+                list(pool.map(write_roi, [tmp]*patients, range(patients), [seed]*patients))
+            write_json(tmp/'sample.json', dict(sample='simulated by this project', patients=patients, seed=seed))
     return out
