@@ -45,8 +45,13 @@ def read_checkpoint(path:str|Path)->dict: # FileNotFoundError; ValueError when i
     "Read a checkpoint, safely, after checking every byte."
     path = from_root(path)
     if not path.exists(): raise FileNotFoundError(f'no checkpoint {path}: train first (make demo, or papermill nbs/03_train.ipynb)')
-    try: return load_torch(path)
-    except Exception as e: raise ValueError(f'{path} is no readable checkpoint ({type(e).__name__}: {str(e)[:100]}): delete it and train again, or restore it') from e
+    if path.is_dir(): raise ValueError(f'{path} is a folder, expected a checkpoint (best.pt of a run)')
+    try: saved = load_torch(path)
+    except Exception as e:
+        why = ' '.join(str(e).split())[:100]
+        raise ValueError(f'{path} is no readable checkpoint ({type(e).__name__}: {why}): give best.pt of a run; if it was one, restore it or train again') from e
+    if not isinstance(saved, dict): raise ValueError(f'{path} holds a {type(saved).__name__}, not a checkpoint of this project: give best.pt of a run')
+    return saved
 
 # %% ../nbs/03a_checkpoint.ipynb #fcd2f64b
 def sweep(folder:Path):

@@ -9,6 +9,11 @@ __all__ = ['COMMANDS', 'add_predict', 'do_predict', 'has_cuda', 'add_export', 'd
 import argparse, sys
 from pathlib import Path
 
+from . import __version__
+from .process import notices, one_line_on_interrupt, quiet_interrupt_hook
+
+quiet_interrupt_hook('bcss')
+
 # %% ../nbs/08c_cli.ipynb #08c-cli05
 def add_predict(p):
     "Arguments of `bcss predict`."
@@ -24,6 +29,9 @@ def add_predict(p):
     p.add_argument('--least', type=float, default=LEAST, help='smaller regions join their neighbour, square micrometres (default: %(default)s)')
     p.add_argument('--simplify', type=float, default=SIMPLIFY, help='tolerance of outlines, micrometres; 0 keeps every pixel (default: %(default)s)')
     p.add_argument('--probabilities', dest='prob', action='store_true', help='write an OME-Zarr of probabilities too')
+    p.add_argument('--recursive', action='store_true', help='descend into sub-folders; results lie in the same sub-folders of --out')
+    p.add_argument('--keep-bounds', action='store_true',
+                   help='keep the whole canvas of a slide whose scanner states bounds (default: results count from the corner of the bounds, as in QuPath)')
     p.add_argument('--again', action='store_true', help='also pictures that are done')
     p.add_argument('--engine', default='auto', help='of an exported model (default: the one its export chose)')
     p.add_argument('--device', default='auto', help='of a checkpoint: cpu, cuda, cuda:1 (default: the GPU if there is one)')
@@ -32,12 +40,15 @@ def add_predict(p):
 # %% ../nbs/08c_cli.ipynb #08c-cli14
 def do_predict(a)->int: # how many pictures failed
     "Run `bcss predict`; under torchrun every process takes its share of the pictures and its own device."
-    import os
     from bcss_nb.engines import open_engine
     from bcss_nb.predict import find_pictures, predict_files
-    options = {k: v for k, v in vars(a).items() if k in ('mpp', 'window', 'stride', 'batch', 'tissue', 'least', 'simplify', 'prob', 'again')}
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if a.device == 'auto' and 'LOCAL_RANK' in os.environ and has_cuda() else a.device
-    return predict_files(find_pictures(a.pictures), open_engine(a.model, a.engine, device, a.threads), a.out, progress=sys.stderr.isatty(), **options)
+    from bcss_nb.process import process_rank
+    names = ('mpp', 'window', 'stride', 'batch', 'tissue', 'least', 'simplify', 'prob', 'again', 'keep_bounds')
+    options = {k: v for k, v in vars(a).items() if k in names}
+    local_rank = process_rank().local_rank
+    device = f'cuda:{local_rank}' if a.device == 'auto' and local_rank >= 0 and has_cuda() else a.device
+    engine = open_engine(a.model, a.engine, device, a.threads)
+    return predict_files(find_pictures(a.pictures, a.recursive), engine, a.out, progress=sys.stderr.isatty(), roots=a.pictures, **options)
 
 def has_cuda()->bool:
     "Is there a GPU that PyTorch sees?"
@@ -74,6 +85,7 @@ def do_serve(a)->int:
     if a.model: os.environ['BCSS_MODEL'] = a.model
     from bcss_nb.serve import run_service
     run_service(a.host, a.port)
+    print('bcss serve: stopped', file=sys.stderr)
     return 0
 
 # %% ../nbs/08c_cli.ipynb #08c-cli07
@@ -84,13 +96,16 @@ COMMANDS = dict(predict=('class maps, outlines and areas of pictures and slides'
 def main(argv=None)->int: # exit status
     "Entry point of `bcss`."
     p = argparse.ArgumentParser('bcss', description='Breast-cancer tissue in H&E images. Research software, not a medical device.')
+    p.add_argument('--version', action='version', version=f'bcss_nb {__version__}')
     commands = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, (text, add, do) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text.capitalize() + '.')
         sub.set_defaults(do=do)
         add(sub)
     a = p.parse_args(argv)
-    try: return min(1, a.do(a))
-    except (OSError, ValueError, FloatingPointError) as e: print(f'bcss {a.command}: {e}', file=sys.stderr); return 1
+    name = f'bcss {a.command}'
+    with one_line_on_interrupt(name), notices(name):
+        try: return min(1, a.do(a))
+        except (OSError, ValueError, FloatingPointError) as e: print(f'{name}: {e}', file=sys.stderr); return 1
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

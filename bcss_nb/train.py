@@ -9,6 +9,11 @@ __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'make_fabric', 'keep_memory', '
            'load', 'resume_run', 'Stopped', 'stop_signals', 'agreed', 'val_scores', 'finish_round', 'fit', 'run',
            'main', 'show_history']
 
+# %% ../nbs/03_train.ipynb #03-train90
+from .process import quiet_interrupt_hook
+
+if __name__ == '__main__' and '__file__' in globals(): quiet_interrupt_hook('train')
+
 # %% ../nbs/03_train.ipynb #50c32ccf
 import argparse, ctypes, math, os, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext
@@ -28,6 +33,7 @@ from .core import check_parameters, from_root, pick, seed_everything, write_json
 from .dataset import Stream, TileSet, batches, check_parts, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
 from .models import best_precision, build_model, cost
+from .process import INTERRUPTED, one_line_on_interrupt, process_rank
 from .pretrained import HALF, IMAGENET, describe_loading, load_pretrained
 
 # %% ../nbs/03_train.ipynb #24cf4742
@@ -74,7 +80,7 @@ def plan(c:Config, tiles:int)->dict: # preset; steps (0 when the clock decides);
 # %% ../nbs/03_train.ipynb #9539eed0
 def make_fabric(precision='auto', accelerator='auto')->Fabric:
     "One device, or this process's share of a `torchrun`."
-    world, local = (int(os.environ.get(name, 1)) for name in ('WORLD_SIZE', 'LOCAL_WORLD_SIZE'))
+    world, local = process_rank().world_size, int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     many = dict(devices=local, num_nodes=world//local, strategy='ddp') if world > 1 else dict(devices=1)
     fabric = Fabric(accelerator=accelerator, precision=best_precision() if precision == 'auto' else precision, **many)
     if world > 1: fabric.launch()
@@ -434,9 +440,12 @@ def main(args:list=None): # None: those of the process
     for name, default in options.items():
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(default, bool) else dict(type=type(default))
         parser.add_argument(f'--{name}', default=default, help=' ', **kind)
-    try: about = run(**vars(parser.parse_args(args)))
-    except (Stopped, ValueError, OSError, FloatingPointError) as e: sys.exit(f'{type(e).__name__}: {e}')
-    if int(os.environ.get('RANK', 0)) == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
+    given = vars(parser.parse_args(args))
+    try:
+        with one_line_on_interrupt('train'): about = run(**given)
+    except Stopped as e: print(f'train: {e}', file=sys.stderr); sys.exit(INTERRUPTED)
+    except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{type(e).__name__}: {e}')
+    if process_rank().rank == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
 
 # %% ../nbs/03_train.ipynb #f1012e5b
 if __name__ == '__main__' and '__file__' in globals(): main()
