@@ -176,5 +176,5 @@ readme: setup-dev ## README.md from nbs/index.ipynb
 lock: setup-dev ## pin the whole environment again from settings.ini
 	python tests/lock.py
 
-clean: ## remove what runs made (not the environment, not raw data)
-	rm -rf runs exports reports/*.ipynb reports/*.json reports/*.csv reports/*.md reports/evaluation reports/figures data/processed data/smoke data/scratch*
+clean: ## remove what runs made (not the environment, not raw data); files of other people in these folders stay
+	@$(PYTHON) -m bcss_nb.files

@@ -28,7 +28,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .checkpoint import code_id, differences, load_checkpoint, origin, peak_memory, read_checkpoint, rng_state, save_checkpoint, set_rng_state, sweep
+from .checkpoint import check_run_dir, code_id, differences, load_checkpoint, origin, peak_memory, read_checkpoint, rng_state, save_checkpoint, set_rng_state, sweep
 from .core import check_parameters, from_root, pick, seed_everything, write_json
 from .dataset import Stream, TileSet, batches, check_parts, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
@@ -343,7 +343,6 @@ def resume_run(
     file = out/'last.pt'
     if resume == 'no' or resume == 'auto' and not file.exists(): return False
     state = read_checkpoint(file)
-    if 'identity' not in state: state = dict(identity={}, finished=True)
     other = differences(state['identity'], t.identity)
     if other and resume == 'auto' and state['finished']: return False
     if other: raise ValueError(f"{file} is another run ({other}): to keep it, choose another out; to replace it, set resume to 'no'")
@@ -401,6 +400,7 @@ def fit(
     save_minutes=5.,     # at most so much work is lost
 )->dict:                 # what best.pt says beside the weights: config, cost, history, train_seconds; `Stopped` when a signal ended the run
     "Train to the end of the budget."
+    check_run_dir(out)
     if t.fabric.is_global_zero: sweep(out)
     resume_run(t, out, resume)
     if len(set(steps := gather(t, t.step))) > 1: raise ValueError(f'{out/"last.pt"} changed while processes read it (steps {steps}): end the other run that writes it')
@@ -427,7 +427,9 @@ def run(
     **config, # see `Config`
 )->dict:      # what `train.json` says
     "Train one net on one set and write its record."
-    t, out = Trainer(load_set(smoke_set() if data == 'data/smoke' else data), **config), from_root(out)
+    out = from_root(out)
+    check_run_dir(out)
+    t = Trainer(load_set(smoke_set() if data == 'data/smoke' else data), **config)
     first = t.fabric.is_global_zero
     with tracker(out, track, t.about, group) if first else nullcontext(lambda step, **values: None) as log: about = fit(t, out, log, resume)
     if first: write_json(out/'train.json', about)

@@ -1,4 +1,4 @@
-"The site: chapters, API tables and written pages -> Markdown in _proc -> MkDocs -> _docs. No cell is executed, nothing of the project imported."
+"The site: chapters, API tables and written pages -> Markdown in _proc -> MkDocs -> _docs. No cell is executed, and of the project only `bcss_nb.files` is imported."
 import argparse
 import ast
 import base64
@@ -19,10 +19,12 @@ from nbdev.process import NBProcessor
 from nbdev.processors import add_links, clean_magics, filter_stream_, hide_, hide_line, populate_language, rm_header_dash, strip_ansi
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'docs'))
+sys.path[:0] = [str(ROOT/'docs'), str(ROOT)]
 from docments import module_page, render, symbols  # noqa: E402
 
-PROC = ROOT/'_proc'
+from bcss_nb.files import RECORD, explain_strangers, read_record  # noqa: E402
+
+PROC, SITE_DIR = ROOT/'_proc', ROOT/'_docs'
 CFG = get_config(path=ROOT)
 BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
 SITE = CFG.doc_host + CFG.doc_baseurl
@@ -275,8 +277,31 @@ def prepare():
         write(PROC/path.name, written(path))
     for folder, name in (('nbs/images/*', 'images'), ('reports/ml-canvas-1.png', 'images'), ('docs/assets/*', 'assets')):
         for path in ROOT.glob(folder): write(PROC/name/path.name, path.read_bytes())
-    for path in PROC.rglob('*'):
+    for path in [PROC/name for name in read_record(PROC)]:
         if path.is_file() and path not in WRITTEN: path.unlink()
+    record(PROC, [str(path.relative_to(PROC)) for path in WRITTEN])
+
+
+def record(folder, names):
+    "Note which files of a folder were made here, so that others are never deleted."
+    folder.mkdir(exist_ok=True)
+    (folder/RECORD).write_text(json.dumps(dict(written_by='bcss_nb', files=sorted(names)), indent=1) + '\n')
+
+
+def files_in(folder):
+    "Relative names of all files."
+    return [str(p.relative_to(folder)) for p in folder.rglob('*') if not p.is_dir()]
+
+
+UNFINISHED = '<a build that was not finished>'  # stands in the record while MkDocs writes
+
+
+def check_site():
+    "End with a sentence when the site's folder, which MkDocs clears, holds files that were not made here."
+    made = {*read_record(SITE_DIR), RECORD}
+    strangers = [] if UNFINISHED in made else sorted(name for name in files_in(SITE_DIR) if name not in made)
+    if strangers:
+        sys.exit(f'{SITE_DIR} is cleared before the site is built, and holds files that are no part of it: {explain_strangers(strangers)}. Move them away first')
 
 
 def fill(nav)->list:
@@ -326,9 +351,13 @@ def main():
     p.add_argument('--strict', action='store_true', help='warnings are errors')
     p.add_argument('--serve', action='store_true', help='serve on http://localhost:8000 and follow changes')
     a = p.parse_args()
+    if not a.serve: check_site()
     prepare()
     command = ['serve', '--watch', 'nbs', '--watch', 'docs', '--watch', 'bcss_nb'] if a.serve else ['build', '--clean']
-    sys.exit(subprocess.run([sys.executable, '-m', 'mkdocs', *command, *(['--strict'] if a.strict else [])], cwd=ROOT, env=os.environ | dict(NO_MKDOCS_2_WARNING='1')).returncode)
+    if not a.serve: record(SITE_DIR, [*read_record(SITE_DIR), UNFINISHED])
+    code = subprocess.run([sys.executable, '-m', 'mkdocs', *command, *(['--strict'] if a.strict else [])], cwd=ROOT, env=os.environ | dict(NO_MKDOCS_2_WARNING='1')).returncode
+    if not a.serve: record(SITE_DIR, files_in(SITE_DIR))
+    sys.exit(code)
 
 
 if __name__ == '__main__': main()

@@ -170,3 +170,20 @@ def test_measured_tables_name_no_folder(tmp_path, monkeypatch):
     (tmp_path/'reports/bench/x.txt').write_text('unet of /home/me/bcss/runs/unet/42\n{"ms": 1}\n')
     monkeypatch.setattr(build, 'ROOT', tmp_path)
     assert build.measured('x.txt') == '```{ .text .output }\nunet of runs/unet/42\n```'
+
+
+def test_a_build_deletes_only_pages_that_it_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, 'PROC', tmp_path/'_proc')
+    monkeypatch.setattr(build, 'SITE_DIR', tmp_path/'_docs')
+    for folder in ('_proc', '_docs'):
+        (tmp_path/folder).mkdir()
+        (tmp_path/folder/'thesis.md').write_text('years of work')
+    build.record(build.PROC, ['old.md'])
+    (build.PROC/'old.md').write_text('x')
+    build.prepare()
+    assert not (build.PROC/'old.md').exists() and (build.PROC/'thesis.md').read_text() == 'years of work'
+    with pytest.raises(SystemExit, match='thesis.md'): build.check_site()
+    (build.SITE_DIR/'thesis.md').unlink()
+    (build.SITE_DIR/'index.html').write_text('x')
+    build.record(build.SITE_DIR, ['index.html'])
+    build.check_site()
