@@ -16,7 +16,7 @@ import torch
 
 from .core import check_parameters, from_root, pick, repo_root, write_json
 from .dataset import TileSet, load_set, names_of, smoke_set
-from .evaluate import absent_sentences, any_runs, evaluate_runs, load_evaluation, show_bands, show_risk
+from .evaluate import any_runs, evaluate_runs, load_evaluation, show_bands, show_risk
 from .intervals import MIN_PATIENTS, bounds, by_cluster, decide, holm, paired_difference, seeds_first
 from .metrics import confusion_by_patient, dice, mean_dice, named
 from .models import ColourBaseline
@@ -182,15 +182,14 @@ def budget_sentence(records:list)->str: # from `load_evaluation`
 def sentences(result:dict)->list: # from `compare`
     "The comparison in words: verdict, distances from colour alone, what is missing, and how the checkpoints were chosen."
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
-    missing = dict.fromkeys([*gaps(result['models'][0]), *(s for r in result['models'][1:] for s in absent_sentences(r))])
     leaks = sorted({r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')})
     return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()),
-            *missing, budget_sentence(result['models']), f'Checkpoints: {notes}.']
+            *gaps(result['models'][0]), budget_sentence(result['models']), f'Checkpoints: {notes}.']
 
 def gaps(r:dict)->list: # sentences
     "What the data cannot say."
     return ([f"One test patient ({r['test_patients'][0]}) carries no interval: how patients differ cannot be seen in one."]*(r['patients'] == 1)
-        + absent_sentences(r)
+        + [f"No test patient has {', '.join(r['absent'])}: no score for it."]*bool(r['absent'])
         + ['One training seed each: how much is luck of the training is not known.']*(len(r['seeds']) == 1))
 
 def print_comparison(reports='reports'):

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['trained_on', 'any_runs', 'load_run', 'temperature_of', 'measure_batch', 'measure', 'with_interval', 'scores',
-           'doubts', 'speed', 'record', 'absent_sentences', 'describe', 'class_table', 'show_bands', 'show_risk',
-           'doubt_picture', 'missed', 'show_cases', 'tile_accuracy', 'save_evaluation', 'load_evaluation', 'cost_of',
-           'evaluate_runs']
+           'doubts', 'speed', 'record', 'describe', 'class_table', 'show_bands', 'show_risk', 'doubt_picture', 'missed',
+           'show_cases', 'tile_accuracy', 'save_evaluation', 'load_evaluation', 'cost_of', 'evaluate_runs']
 
 # %% ../nbs/04_evaluate.ipynb #f7e39cd8
 import json, time
@@ -21,7 +20,7 @@ from .checkpoint import load_checkpoint
 from .core import IGNORE, atomic, check_parameters, from_root, locked, overlay, show_tiles, write_json
 from .dataset import TileSet, load_set, names_of, smoke_set
 from .intervals import by_cluster, estimate
-from .metrics import accuracy, confusion, dice, false_positive_share, iou, mean_dice, named, precision, recall, show_confusion, without_other
+from .metrics import accuracy, confusion, dice, iou, mean_dice, named, precision, recall, show_confusion, without_other
 from .surface import REACH, band_counts, band_names, surface_counts, surface_dice
 from .train import Trainer, fit, infer
 
@@ -114,9 +113,7 @@ def scores(
         e = estimate(c, score)
         value, span, sd = with_interval(e, ['m'])
         out.update({name: value['m'], f'{name}_interval': span['m'], f'{name}_sd_seeds': sd['m'], f'{name}_sd_patients': named([e['sd_patients']], ['m'])['m']})
-    false_positives = dict(zip(classes, false_positive_share(c.sum(1)).mean(0).round(8).tolist()))
     out['absent'] = [k for k, v in out['dice'].items() if v is None]
-    out['absent_predicted'] = {k: false_positives[k] for k in out['absent']}  # share of all labelled pixels, mean over seeds
     grouped = zip(sorted(set(sites)), by_cluster(c, sites).swapaxes(0, 1)) if len(sites) else ()
     out['hospitals'] = {s: dict(patients=sum(v == s for v in sites), **named(dice(k).mean(0), classes)) for s, k in grouped}
     return out
@@ -159,21 +156,12 @@ def record(
         selection='; '.join(sorted({a['selection'] for a in abouts})))
 
 # %% ../nbs/04_evaluate.ipynb #dcf147ba
-def absent_sentences(r:dict)->list[str]: # from `record`
-    "Which classes have no score because no test patient has them, and how much was predicted as them all the same."
-    def told(name:str)->str:
-        share = r.get('absent_predicted', {}).get(name)
-        predicted = f'; {r["model"]} predicted {100*share:.2g} % of the labelled pixels as it' if share else ''
-        return f'No test patient has {name}: no score for it{predicted}.'
-    return [told(name) for name in r['absent']]
-
-
 def describe(r:dict)->str: # from `record`
     "Say a record in words."
     low, high = r['dice_mean_interval']
     doubt = f'95 % interval {low:.3f} to {high:.3f}' if low is not None else 'no interval: one patient cannot show how patients differ'
     trained = f"{len(r['seeds'])} seeds, standard deviation {r['dice_mean_sd_seeds']:.3f}" if len(r['seeds']) > 1 else 'one training seed'
-    absent = ''.join(f' {text}' for text in absent_sentences(r))
+    absent = f" No test patient has {', '.join(r['absent'])}: no score."*bool(r['absent'])
     return (f"{r['model']} on {r['patients']} held-out patient{'s'*(r['patients'] > 1)} ({r['tiles']} tiles, {r['source']}, {r['schema']}): mean Dice {r['dice_mean']:.3f} "
             f"({doubt}; {trained}), pixel accuracy {r['accuracy']:.3f}.{absent} Checkpoint: {r['selection']}." + f" {r['leak']}."*bool(r.get('leak')))
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'over_ranks', 'by_label', 'DiceCELoss', 'class_weights', 'make_loss', 'confusion', 'confusion_by_patient',
-           'dice', 'iou', 'precision', 'recall', 'accuracy', 'mean_dice', 'without_other', 'named',
-           'false_positive_share', 'show_confusion']
+           'dice', 'iou', 'precision', 'recall', 'accuracy', 'mean_dice', 'without_other', 'named', 'show_confusion']
 
 # %% ../nbs/02a_metrics.ipynb #78dfc684
 import numpy as np
@@ -110,25 +109,22 @@ def _tp_truth_pred(counts):
 
 def dice(
     counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where the truth has no pixel of the class
+)->np.ndarray: # (..., n) 0 to 1, nan where absent
     "Dice similarity (Dice 1945) of each class."
-    tp, truth, pred = _tp_truth_pred(counts)
-    return _ratio(2*tp, (truth + pred)*(truth > 0))
+    tp, truth, pred = _tp_truth_pred(counts); return _ratio(2*tp, truth + pred)
 
 def iou(
     counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where the truth has no pixel of the class
+)->np.ndarray: # (..., n) 0 to 1, nan where absent
     "Intersection over union (Jaccard 1901) of each class."
-    tp, truth, pred = _tp_truth_pred(counts)
-    return _ratio(tp, (truth + pred - tp)*(truth > 0))
+    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, truth + pred - tp)
 
 # %% ../nbs/02a_metrics.ipynb #35eccbf2
 def precision(
     counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where nothing was predicted or the truth has no pixel of the class
+)->np.ndarray: # (..., n) 0 to 1, nan where nothing was predicted
     "Share of the pixels predicted as a class that are of it."
-    tp, truth, pred = _tp_truth_pred(counts)
-    return _ratio(tp, pred*(truth > 0))
+    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, pred)
 
 def recall(
     counts, # (..., n, n) pixel counts
@@ -159,14 +155,6 @@ def named(values, classes)->dict: # class name -> float, None where undefined
     "Scores by class name, ready for JSON."
     return {c: None if np.isnan(v) else round(float(v), 4) for c, v in zip(classes, values)}
 
-# %% ../nbs/02a_metrics.ipynb #02a-metr60
-def false_positive_share(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan without labelled pixels
-    "Share of all labelled pixels that were predicted as a class and are not of it."
-    tp, truth, pred = _tp_truth_pred(counts)
-    return _ratio(pred - tp, truth.sum(-1, keepdims=True))
-
 # %% ../nbs/02a_metrics.ipynb #bb364573
 def show_confusion(
     counts,        # (n, n) pixel counts
@@ -179,8 +167,6 @@ def show_confusion(
     fig, ax = plt.subplots(figsize=(1.1*n + 1, n + .6), layout='constrained')
     fig.colorbar(ax.imshow(share, cmap='Blues', vmin=0, vmax=1), label='share of the true class')
     for i in range(n):
-        for j in range(n):
-            text = '–' if np.isnan(share[i, j]) else f'{share[i, j]:.2f}'  # a class without true pixels
-            ax.text(j, i, text, ha='center', va='center', color='white' if share[i, j] > .5 else 'black')
+        for j in range(n): ax.text(j, i, f'{share[i, j]:.2f}', ha='center', va='center', color='white' if share[i, j] > .5 else 'black')
     ax.set(xticks=range(n), yticks=range(n), xticklabels=schema.classes, yticklabels=schema.classes, xlabel='predicted', ylabel='true')
     return fig

@@ -40,20 +40,19 @@ def surface_counts(
     n:int,            # number of classes
     reach=REACH,      # um
     mpp=.25,          # um per pixel
-)->np.ndarray:        # (N, n, 3) int64: border pixels of truth and prediction within reach of the other, all of them, and those of the truth
+)->np.ndarray:        # (N, n, 2) int64: border pixels of truth and prediction within reach of the other, and all of them
     "Count borders that agree, tile by tile."
     blind = truth == IGNORE
     a, b = borders(truth, n, blind), borders(pred, n, blind)
     within = [[near(a[c, i], b[c, i], reach, mpp) + near(b[c, i], a[c, i], reach, mpp) for c in range(n)] for i in range(len(truth))]
-    of_truth, of_pred = (edges.sum((2, 3)).T for edges in (a, b))
-    return np.stack([np.array(within).reshape(len(truth), n), of_truth + of_pred, of_truth], -1)
+    return np.stack([np.array(within).reshape(len(truth), n), (a.sum((2, 3)) + b.sum((2, 3))).T], -1)
 
 def surface_dice(
-    counts, # (..., n, 3) from `surface_counts`
-)->np.ndarray: # (..., n) 0 to 1, nan where the truth has no border of the class
+    counts, # (..., n, 2) from `surface_counts`
+)->np.ndarray: # (..., n) 0 to 1, nan without borders
     "Normalised surface distance: the share of both borders within reach."
-    within, all_of, of_truth = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    with np.errstate(invalid='ignore', divide='ignore'): return np.where(of_truth > 0, within/all_of, np.nan)
+    within, all_of = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    with np.errstate(invalid='ignore', divide='ignore'): return np.where(all_of > 0, within/all_of, np.nan)
 
 # %% ../nbs/02d_surface.ipynb #02d-surf18
 BANDS = (0, 5, 10, 20, 40, np.inf)  # um

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from bcss_nb.checkpoint import read_checkpoint, save_checkpoint
-from bcss_nb.compare import colour_counts, compare, differences, sentences
+from bcss_nb.compare import colour_counts, compare, sentences
 from bcss_nb.core import IGNORE, write_json
 from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.evaluate import absent_sentences, any_runs, evaluate_runs, load_evaluation, load_run, scores
+from bcss_nb.evaluate import any_runs, evaluate_runs, load_evaluation, load_run
 from bcss_nb.report import write_cards, write_page
-from bcss_nb.surface import surface_counts, surface_dice
 
 
 @pytest.fixture(scope='module')
@@ -69,32 +68,6 @@ def test_a_class_that_no_test_patient_has_is_a_stated_gap(runs, tmp_path):
     assert record['dice']['tumor'] is None and record['absent'] == ['tumor']
     assert 'No test patient has tumor: no score for it.' in page and all('No test patient has tumor' in c for c in cards)
     assert result['difference']['tumor']['p'] is None and result['difference']['other']['p'] == 1
-
-
-def test_one_pixel_of_a_class_that_no_test_patient_has_changes_no_score(evaluated):
-    folder, record, counts = evaluated
-    without = counts['confusion'].copy()
-    without[:, :, 1] = 0
-    without[:, :, :, 1] = 0
-    wrong = without.copy()
-    wrong[0, 0, 0, 1] = 1
-    clean, noisy = (scores(counts | dict(confusion=c), record['classes'], record['sites']) for c in (without, wrong))
-    for key in ('dice', 'iou', 'precision', 'recall'): assert noisy[key]['tumor'] is None
-    assert noisy['absent'] == ['tumor'] and noisy['absent_predicted']['tumor'] > 0 and clean['absent_predicted'] == {'tumor': 0}
-    assert noisy['dice_mean'] == pytest.approx(clean['dice_mean'], abs=2e-4) and all(v['tumor'] is None for v in noisy['hospitals'].values())
-    pair = differences(wrong, without, record['classes'])
-    assert pair['tumor']['mean'] is None and pair['mean']['mean'] == pytest.approx(0, abs=2e-4)
-    told = absent_sentences(record | noisy)
-    assert len(told) == 1 and told[0].startswith('No test patient has tumor: no score for it; unet predicted ')
-
-
-def test_false_borders_of_an_absent_class_have_no_surface_dice():
-    truth = np.zeros((1, 64, 64), np.uint8)
-    truth[:, 32:] = 2
-    pred = truth.copy()
-    pred[:, 10:20, 10:20] = 1
-    found = surface_dice(surface_counts(truth, pred, 3)[0])
-    assert np.isnan(found[1]) and found[0] < 1 and found[2] == 1
 
 
 def silent(run, c, out):
