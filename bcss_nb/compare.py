@@ -16,26 +16,27 @@ import torch
 
 from .core import check_parameters, from_root, pick, repo_root, write_json
 from .dataset import TileSet, load_set, names_of, smoke_set
-from .evaluate import any_runs, evaluate_runs, load_evaluation, show_bands, show_risk
+from .evaluate import any_runs, describe_absent, evaluate_runs, load_evaluation, show_bands, show_risk
 from .intervals import MIN_PATIENTS, bounds, by_cluster, decide, holm, paired_difference, seeds_first
 from .metrics import confusion_by_patient, dice, mean_dice, named
 from .models import ColourBaseline
 
 # %% ../nbs/05_compare.ipynb #4a3b0255
 def evaluated(folder, names:list, ts:TileSet)->bool:
-    "Whether a folder holds evaluations of these models on exactly this data."
-    try: return all(load_evaluation(folder, n)[0]['data'] == ts.manifest['id'] for n in names)
-    except (FileNotFoundError, KeyError): return False
+    "Whether a folder holds evaluations of these models on exactly this data, by the present rule for absent classes."
+    try: found = [load_evaluation(folder, n)[0] for n in names]
+    except FileNotFoundError: return False
+    return all(r.get('data') == ts.manifest['id'] and 'absent_predicted' in r for r in found)
 
 # %% ../nbs/05_compare.ipynb #88230735
 def check_comparable(
     records:list, # from `load_evaluation`
 ):
-    "Raise ValueError when records differ in source, schema, split, patients, tiles or seeds."
-    for key in ('source', 'schema', 'split', 'test_patients', 'tiles', 'seeds'):
-        values = [r[key] for r in records]
+    "Raise ValueError when records differ in source, schema, split, patients, tiles, seeds or the classes that are absent."
+    for key in ('source', 'schema', 'split', 'test_patients', 'tiles', 'seeds', 'absent'):
+        values = [r.get(key) for r in records]
         if any(v != values[0] for v in values):
-            found = '; '.join(f"{r['model']}: {r[key]}" for r in records)
+            found = '; '.join(f"{r['model']}: {r.get(key)}" for r in records)
             raise ValueError(f'cannot compare: {key} differs ({found}); train and evaluate both alike')
 
 # %% ../nbs/05_compare.ipynb #5b900f2d
@@ -184,12 +185,15 @@ def sentences(result:dict)->list: # from `compare`
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
     leaks = sorted({r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')})
     return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()),
-            *gaps(result['models'][0]), budget_sentence(result['models']), f'Checkpoints: {notes}.']
+            *gaps(*result['models']), budget_sentence(result['models']), f'Checkpoints: {notes}.']
 
-def gaps(r:dict)->list: # sentences
+def gaps(
+    *records, # of models that were scored on the same patients
+)->list:      # sentences
     "What the data cannot say."
+    r = records[0]
     return ([f"One test patient ({r['test_patients'][0]}) carries no interval: how patients differ cannot be seen in one."]*(r['patients'] == 1)
-        + [f"No test patient has {', '.join(r['absent'])}: no score for it."]*bool(r['absent'])
+        + describe_absent(records)
         + ['One training seed each: how much is luck of the training is not known.']*(len(r['seeds']) == 1))
 
 def print_comparison(reports='reports'):

@@ -13,7 +13,7 @@ import numpy as np
 from .core import atomic, check_parameters, from_root
 from .dataset import TileSet, load_set, smoke_set
 from .intervals import estimate
-from .metrics import mean_dice
+from .metrics import mean_dice, predicted_absent
 from .split import shared_patients, shipped_parts
 from .train import Trainer, score, train_step
 
@@ -29,13 +29,15 @@ def leak_row(
     name:str, ts:TileSet,
     common, # row numbers that are in the test part of both splits
     model='unet', steps=100, seed=42,
-)->dict:    # split, patients in train and test, test patients, test tiles, mean Dice, low, high, mean Dice on the common tiles
+)->dict:    # split, patients in train and test, test patients, test tiles, mean Dice, low, high, mean Dice on the common tiles, classes that its test part lacks, if any
     "Train under one split and score."
     t = Trainer(ts, model, steps=steps, seed=seed)
     for _ in range(steps): train_step(t)
     judge = lambda rows: score(t.net, ts, rows, device=t.fabric.device)
     (patients, counts), shared = judge(ts.part('test')), len(shared_patients(ts.tiles))
+    absent = list(predicted_absent(counts, ts.schema.classes))
     e, rounded = estimate(counts, mean_dice), lambda v: round(float(v), 4)
     return {'split': name + ' (leaky)'*bool(shared), 'patients in train and test': shared, 'test patients': len(patients), 'test tiles': len(ts.part('test')),
             **{'mean Dice' if k == 'mean' else k: rounded(e[k]) for k in ('mean', 'low', 'high')},
-            f'on the {len(common)} common tiles': rounded(mean_dice(judge(common)[1].sum(0))) if len(common) else np.nan}
+            f'on the {len(common)} common tiles': rounded(mean_dice(judge(common)[1].sum(0))) if len(common) else np.nan,
+            **({'no score for': ', '.join(absent)} if absent else {})}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'over_ranks', 'by_label', 'DiceCELoss', 'class_weights', 'make_loss', 'confusion', 'confusion_by_patient',
-           'dice', 'iou', 'precision', 'recall', 'accuracy', 'mean_dice', 'without_other', 'named', 'show_confusion']
+           'dice', 'iou', 'precision', 'recall', 'accuracy', 'predicted_absent', 'mean_dice', 'without_other', 'named',
+           'show_confusion']
 
 # %% ../nbs/02a_metrics.ipynb #78dfc684
 import numpy as np
@@ -107,24 +108,31 @@ def _tp_truth_pred(counts):
     counts = np.asarray(counts, dtype=np.float64)
     return counts.diagonal(axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
 
+def _where_true(truth:np.ndarray, score:np.ndarray)->np.ndarray:
+    "The score where the class has a true pixel, nan elsewhere."
+    return np.where(truth > 0, score, np.nan)
+
 def dice(
     counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where absent
+)->np.ndarray: # (..., n) 0 to 1, nan without a true pixel
     "Dice similarity (Dice 1945) of each class."
-    tp, truth, pred = _tp_truth_pred(counts); return _ratio(2*tp, truth + pred)
+    tp, truth, pred = _tp_truth_pred(counts)
+    return _where_true(truth, _ratio(2*tp, truth + pred))
 
 def iou(
     counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where absent
+)->np.ndarray: # (..., n) 0 to 1, nan without a true pixel
     "Intersection over union (Jaccard 1901) of each class."
-    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, truth + pred - tp)
+    tp, truth, pred = _tp_truth_pred(counts)
+    return _where_true(truth, _ratio(tp, truth + pred - tp))
 
 # %% ../nbs/02a_metrics.ipynb #35eccbf2
 def precision(
     counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where nothing was predicted
+)->np.ndarray: # (..., n) 0 to 1, nan without a true pixel and where nothing was predicted
     "Share of the pixels predicted as a class that are of it."
-    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, pred)
+    tp, truth, pred = _tp_truth_pred(counts)
+    return _where_true(truth, _ratio(tp, pred))
 
 def recall(
     counts, # (..., n, n) pixel counts
@@ -139,11 +147,22 @@ def accuracy(
     tp, truth, _ = _tp_truth_pred(counts); return _ratio(tp.sum(-1), truth.sum(-1))
 
 # %% ../nbs/02a_metrics.ipynb #8c741c46
+def predicted_absent(
+    counts,  # (..., n, n) pixel counts
+    classes, # n names
+)->dict:     # class without a true pixel -> pixels predicted as it, mean over the leading axes, and their share of the labelled ones
+    "What was predicted as the classes that nobody has."
+    counts = np.asarray(counts, dtype=np.float64)
+    pooled = counts.reshape(-1, *counts.shape[-2:]).mean(0)
+    gone = [i for i in range(len(classes)) if not pooled[i].any()]
+    total = max(pooled.sum(), 1)
+    return {classes[i]: dict(pixels=round(pooled[:, i].sum()), share=round(pooled[:, i].sum()/total, 6)) for i in gone}
+
 def mean_dice(
     counts,       # (..., n, n) pixel counts
     which=None,   # indices of the classes that count; None: all
-)->np.ndarray:    # (...) mean over the classes that are defined
-    "Mean Dice over classes; nan only when no class is defined."
+)->np.ndarray:    # (...) mean over the classes with a true pixel
+    "Mean Dice over classes; nan only when no class has a true pixel."
     d = dice(counts) if which is None else dice(counts)[..., list(which)]
     return _ratio(np.nansum(d, -1), (~np.isnan(d)).sum(-1))
 
@@ -160,13 +179,16 @@ def show_confusion(
     counts,        # (n, n) pixel counts
     schema:Schema, # class names
 ):
-    "Draw a confusion matrix, normalised over each true class."
+    "Draw a confusion matrix, normalized over each true class."
     import matplotlib.pyplot as plt
     share = _ratio(np.asarray(counts, float), np.asarray(counts, float).sum(1, keepdims=True))
     n = len(schema.classes)
     fig, ax = plt.subplots(figsize=(1.1*n + 1, n + .6), layout='constrained')
     fig.colorbar(ax.imshow(share, cmap='Blues', vmin=0, vmax=1), label='share of the true class')
     for i in range(n):
-        for j in range(n): ax.text(j, i, f'{share[i, j]:.2f}', ha='center', va='center', color='white' if share[i, j] > .5 else 'black')
-    ax.set(xticks=range(n), yticks=range(n), xticklabels=schema.classes, yticklabels=schema.classes, xlabel='predicted', ylabel='true')
+        for j in range(n):
+            text = '–' if np.isnan(share[i, j]) else f'{share[i, j]:.2f}'
+            ax.text(j, i, text, ha='center', va='center', color='white' if share[i, j] > .5 else 'black')
+    rows = [f'{c}\n(no pixel)' if np.isnan(s[0]) else c for c, s in zip(schema.classes, share)]
+    ax.set(xticks=range(n), yticks=range(n), xticklabels=schema.classes, yticklabels=rows, xlabel='predicted', ylabel='true')
     return fig

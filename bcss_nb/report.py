@@ -134,7 +134,7 @@ def tables_of(folder:Path, result:dict)->list: # (heading, sentence, HTML table)
         ('Two kinds of chance', 'Standard deviation of mean Dice from seed to seed and from patient to patient.', html(spread_table(records))),
         *((f"{r['model']}, class by class", '', html(class_table(r))) for r in records),
         ('Calibration and doubt', 'Temperature fitted on validation patients. AUROC: how well doubt marks the wrong pixels.', html(doubt_table(records))),
-        ('By hospital', 'Dice, mean over seeds.', html(hospital_table(records))),
+        ('By hospital', 'Dice, mean over seeds; empty where no patient of the hospital has the class.', html(hospital_table(records))),
         ('Other stains and scanners', shifts_are if shifts is not None else 'Not measured: run 04a_robustness for each model.', html(shifts)),
         ('The leak', leak_is if leak is not None else 'Not measured: run 04b_leak.', html(leak if leak is None else leak.set_index('split')))]
 

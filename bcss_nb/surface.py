@@ -40,19 +40,22 @@ def surface_counts(
     n:int,            # number of classes
     reach=REACH,      # um
     mpp=.25,          # um per pixel
-)->np.ndarray:        # (N, n, 2) int64: border pixels of truth and prediction within reach of the other, and all of them
+)->np.ndarray:        # (N, n, 3) int64: border pixels of truth and prediction within reach of the other; all of them; those of the truth
     "Count borders that agree, tile by tile."
     blind = truth == IGNORE
     a, b = borders(truth, n, blind), borders(pred, n, blind)
     within = [[near(a[c, i], b[c, i], reach, mpp) + near(b[c, i], a[c, i], reach, mpp) for c in range(n)] for i in range(len(truth))]
-    return np.stack([np.array(within).reshape(len(truth), n), (a.sum((2, 3)) + b.sum((2, 3))).T], -1)
+    true, predicted = a.sum((2, 3)).T, b.sum((2, 3)).T
+    return np.stack([np.array(within).reshape(len(truth), n), true + predicted, true], -1)
 
 def surface_dice(
-    counts, # (..., n, 2) from `surface_counts`
-)->np.ndarray: # (..., n) 0 to 1, nan without borders
-    "Normalised surface distance: the share of both borders within reach."
-    within, all_of = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    with np.errstate(invalid='ignore', divide='ignore'): return np.where(all_of > 0, within/all_of, np.nan)
+    counts, # (..., n, 3) from `surface_counts`
+)->np.ndarray: # (..., n) 0 to 1, nan without a true border
+    "Normalized surface distance: the share of both borders within reach."
+    counts = np.asarray(counts, dtype=np.float64)
+    if counts.shape[-1] != 3: raise ValueError(f'{counts.shape[-1]} counts of borders a class where 3 are needed: they are of an older version; evaluate the model again')
+    within, both, true = np.moveaxis(counts, -1, 0)
+    with np.errstate(invalid='ignore', divide='ignore'): return np.where(true > 0, within/both, np.nan)
 
 # %% ../nbs/02d_surface.ipynb #02d-surf18
 BANDS = (0, 5, 10, 20, 40, np.inf)  # um

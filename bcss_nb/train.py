@@ -6,8 +6,8 @@
 __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'make_fabric', 'keep_memory', 'GlobalBatchNorm', 'share_norms', 'infer',
            'predict', 'score', 'tracker', 'rate', 'param_groups', 'meant_for', 'labelled_area', 'starting_net',
            'identity', 'Trainer', 'progress', 'rounds', 'tick', 'train_step', 'judged', 'validate', 'gather', 'save',
-           'load', 'resume_run', 'Stopped', 'stop_signals', 'agreed', 'val_scores', 'finish_round', 'fit', 'run',
-           'main', 'show_history']
+           'load', 'resume_run', 'Stopped', 'stop_signals', 'agreed', 'val_scores', 'selection_of', 'finish_round',
+           'fit', 'run', 'main', 'show_history']
 
 # %% ../nbs/03_train.ipynb #03-train90
 from .process import quiet_interrupt_hook
@@ -372,9 +372,15 @@ def agreed(t:Trainer, *wishes)->tuple: # one bool for each
     return tuple((t.fabric.all_reduce(torch.tensor(wishes, dtype=torch.float32, device=t.fabric.device), reduce_op='sum') > 0).tolist())
 
 # %% ../nbs/03_train.ipynb #5a84bc08
-def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; absent classes are left out
+def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; classes without a true pixel are left out; ValueError when there is none at all
     "Validation Dice, ready for the log."
+    if not np.any(counts): raise ValueError('no labelled pixel in the validation tiles: prepare the set again with other VAL_PATIENTS, or with VAL=0 to do without')
     return dict(val_dice=float(mean_dice(counts)), **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None})
+
+def selection_of(counts, classes)->str:
+    "How the best checkpoint is chosen, and which classes cannot take part."
+    gone = [c for c, row in zip(classes, counts) if not row.any()]
+    return 'best validation mean Dice' + f" (left out, as no scored validation tile has it: {', '.join(gone)})"*bool(gone)
 
 def finish_round(t:Trainer, out:Path)->dict: # the new row of the history
     "Validate, and write `best.pt` when this round is the best so far; FloatingPointError when the loss is NaN or infinite."
@@ -382,10 +388,10 @@ def finish_round(t:Trainer, out:Path)->dict: # the new row of the history
     tick(t)
     row = dict(step=t.step, loss=loss, tiles_s=round(t.step*t.c.batch/max(t.spent, 1e-9), 1))
     if not math.isfinite(row['loss']): raise FloatingPointError(f'the loss is {row["loss"]} at step {t.step}: lower lr or clip; {out/"last.pt"} holds the round before')
-    if has_val: row.update(val_scores(validate(t), t.ts.schema.classes))
+    if has_val: row.update(val_scores(counts := validate(t), t.ts.schema.classes))
     t.history, t.lost, t.since = t.history + [row], torch.zeros_like(t.lost), 0
     t.about.update(step=t.step, history=t.history, train_seconds=round(t.spent, 1), peak_memory_gib=peak_memory(t.fabric.device),
-                   selection='best validation mean Dice' if has_val else 'last step: validation was switched off')
+                   selection=selection_of(counts, t.ts.schema.classes) if has_val else 'last step: validation was switched off')
     if row.get('val_dice', t.step) <= t.best: return row
     t.best = row.get('val_dice', t.step)
     if t.fabric.is_global_zero: save_checkpoint(out/'best.pt', state=(t.ema.module if t.ema else t.raw).state_dict(), **t.about)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
 from PIL import Image
 
+from bcss_nb import metrics
 from bcss_nb.core import encode, get_schema
 from bcss_nb.engines import open_engine
 from bcss_nb.predict import predict, predict_file, starts
@@ -37,8 +39,7 @@ def region():
 
 def dice(pred, truth):
     "Pooled Dice by class."
-    keep = truth != 255
-    return np.array([2*((pred == c) & (truth == c) & keep).sum()/(((pred == c) & keep).sum() + ((truth == c) & keep).sum()) for c in range(3)])
+    return metrics.dice(metrics.confusion(torch.from_numpy(np.asarray(truth)), torch.from_numpy(np.asarray(pred)), 3).numpy())
 
 
 def bare(engine, window, batch, seconds=2.):
@@ -74,7 +75,7 @@ def speed(model):
               f'{stock/(m.seconds + m.cleaning):>8.1f}   {found[w, s]["dice"].round(4)}')
     f = found[512, 384]
     return dict(region=what, seconds=round(f['seconds'], 2), stock_net_seconds=round(stock, 2), ratio_stock=round(stock/f['seconds'], 2), share_of_bare=round(f['share'], 3),
-                dice_off=round(float(np.abs(f['dice'] - dense).max()), 4))
+                dice_off=round(float(np.nanmax(np.abs(f['dice'] - dense))), 4))
 
 
 def large(path, side):
