@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .augment import augment
 from .checks import CONTRADICTION, alike, disagreement, findings_table, fingerprint, is_blank, is_blurred, near_pairs, outliers, summarise, tissue_share
+from .ranges import PREPARE_RANGES, check_ranges
 from .files import PREPARED_SET, check_replaceable, recover_killed, replacing
 from .core import IGNORE, TILE, Schema, atomic, check_parameters, from_root, get_schema, locked, overlay, pick, show_tiles
 from .layouts import SOURCES, BadTile, RawCodes, Source, find_codes, find_root, index_source, parse_name, read_pair
@@ -273,6 +274,7 @@ def prepare(
 )->Path:                 # the folder; ValueError or FileNotFoundError leave an existing set as it was
     "Find, read, cut, check, pack and split one source."
     if source != 'auto': schema_for(pick(SOURCES, source, 'source'), schema)
+    check_ranges(dict(workers=workers), PREPARE_RANGES)
     raw, out, split = raw or raw_of(source), from_root(out), split_request(**split)
     check_out(out.resolve(), from_root(raw).resolve())
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
@@ -288,7 +290,9 @@ def prepare(
 
 # %% ../nbs/01_dataset.ipynb #7d4a3999
 def split_request(split:str='', test_sites:str='', test_patients:str='', val_patients:str='', folds:int=5, fold:int=0, val:float=.2, seed:int=42)->dict:
-    "The split asked for, lists parsed."
+    "The split asked for, lists parsed; ValueError when a number is out of range."
+    check_ranges(dict(folds=folds, fold=fold, val=val, seed=seed), PREPARE_RANGES)
+    if split == 'patient-kfold' and fold >= folds: raise ValueError(f'fold must lie between 0 and {folds - 1}, got {fold}')
     if split: pick(SPLITS, split, 'split')
     lists = dict(test_sites=names_of(test_sites), test_patients=names_of(test_patients), val_patients=names_of(val_patients))
     return dict(name=split, **lists, folds=folds, fold=fold, val=val, seed=seed)
