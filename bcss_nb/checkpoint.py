@@ -7,7 +7,7 @@ __all__ = ['CHECKPOINT_KEYS', 'rng_state', 'set_rng_state', 'save_checkpoint', '
            'load_checkpoint', 'differences', 'code_id', 'git_commit', 'device_name', 'peak_memory', 'origin']
 
 # %% ../nbs/03a_checkpoint.ipynb #99068e17
-import hashlib, platform, random, re, resource, subprocess, zipfile
+import hashlib, platform, random, re, resource, subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -47,9 +47,10 @@ def read_checkpoint(path:str|Path)->dict: # FileNotFoundError; ValueError when i
     path = from_root(path)
     if path.is_dir(): raise ValueError(f'{path} is a folder, not a checkpoint: give a file, for instance best.pt of a run')
     if not path.exists(): raise FileNotFoundError(f'no checkpoint {path}: train first (make demo, or papermill nbs/03_train.ipynb)')
+    with open(path, 'rb') as f: begins = f.read(2)
     try: return load_torch(path)
     except Exception as e:
-        why = f'{type(e).__name__}: {str(e)[:100]}' if zipfile.is_zipfile(path) else 'it is no file of PyTorch, or only a part of one'
+        why = f'{type(e).__name__}: {str(e)[:100]}' if begins == b'PK' else 'it is no file of PyTorch'
         raise ValueError(f'{path} is no readable checkpoint ({why}): give best.pt of a training; a damaged one must be restored, or moved away and trained again') from e
 
 # %% ../nbs/03a_checkpoint.ipynb #fcd2f64b

@@ -46,6 +46,7 @@ class Cut:
         if not 0 <= self.stride <= self.size: raise ValueError(f'stride must lie between 1 and size ({self.size}) or be 0, got {self.stride}: a larger one would skip tissue')
         if self.edge not in ('drop', 'shift', 'pad'): raise ValueError(f'unknown edge rule {self.edge!r}: choose one of drop, shift, pad')
         if not 0 <= self.min_tissue <= 1: raise ValueError(f'min_tissue is a share from 0 to 1, got {self.min_tissue}')
+        check_ranges(asdict(self), PREPARE_RANGES)
 
     def starts(self, n:int)->list: # first pixels of the tiles along a side of n pixels
         "Where tiles begin."
