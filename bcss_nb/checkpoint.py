@@ -47,13 +47,11 @@ def read_checkpoint(path:str|Path)->dict: # FileNotFoundError; ValueError when i
     path = from_root(path)
     if path.is_dir(): raise ValueError(f'{path} is a folder, not a checkpoint: give a file, for instance best.pt of a run')
     if not path.exists(): raise FileNotFoundError(f'no checkpoint {path}: train first (make demo, or papermill nbs/03_train.ipynb)')
-    if path.is_dir(): raise ValueError(f'{path} is a folder, expected a checkpoint (best.pt of a run)')
-    try: saved = load_torch(path)
+    with open(path, 'rb') as f: begins = f.read(2)
+    try: return load_torch(path)
     except Exception as e:
-        why = ' '.join(str(e).split())[:100]
-        raise ValueError(f'{path} is no readable checkpoint ({type(e).__name__}: {why}): give best.pt of a run; if it was one, restore it or train again') from e
-    if not isinstance(saved, dict): raise ValueError(f'{path} holds a {type(saved).__name__}, not a checkpoint of this project: give best.pt of a run')
-    return saved
+        why = f'{type(e).__name__}: {str(e)[:100]}' if begins == b'PK' else 'it is no file of PyTorch'
+        raise ValueError(f'{path} is no readable checkpoint ({why}): give best.pt of a training; a damaged one must be restored, or moved away and trained again') from e
 
 # %% ../nbs/03a_checkpoint.ipynb #fcd2f64b
 def sweep(folder:Path):
@@ -89,11 +87,15 @@ def load_checkpoint(
 )->tuple:          # net in eval mode, dict of what was saved beside the weights; ValueError when it is another model or schema
     "Rebuild a net from a checkpoint."
     about = read_checkpoint(path)
-    if 'state' not in about or 'preset' not in about: raise ValueError(f'{path} holds {", ".join(list(about)[:6])}, not the weights of a net: give best.pt of a run')
+    if not isinstance(about, dict) or not {'state', 'preset', 'model', 'schema', 'tile'} <= set(about):
+        held = ', '.join(map(str, list(about)[:6])) if isinstance(about, dict) else f'a {type(about).__name__}'
+        raise ValueError(f'{path} holds {held}, not the weights of a net: give best.pt of a run')
     for what, want in (('model', model), ('schema', schema)):
         if want and about[what] != want: raise ValueError(f'{path} was trained for {what} {about[what]}, not {want}: choose the checkpoint that fits, or train again')
     net = build_model(about['preset'], len(get_schema(about['schema']).classes), about['tile'])
-    net.load_state_dict(about.pop('state'))
+    try: net.load_state_dict(about.pop('state'))
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise ValueError(f'the weights in {path} do not fit a net {about["preset"]} ({str(e)[:100]}): give best.pt of a run') from e
     return net.eval(), about
 
 # %% ../nbs/03a_checkpoint.ipynb #9bbbe639

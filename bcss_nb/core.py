@@ -8,7 +8,7 @@ __all__ = ['TILE', 'MPP', 'IGNORE', 'GLASS', 'RAW_CODES', 'SCHEMAS', 'tissue_sha
            'load_torch', 'write_json', 'locked', 'check_parameters']
 
 # %% ../nbs/00_core.ipynb #8eaebdfe
-import ast, hashlib, json, os, random, tempfile, zipfile
+import ast, hashlib, json, math, os, random, tempfile, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +208,11 @@ def locked(
 # %% ../nbs/00_core.ipynb #835f8cd3
 def _assigned(source:str)->dict:
     "Names a cell assigns plain values to."
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+    return {node.targets[0].id: _value(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+
+def _value(node:ast.AST):
+    "A plain value; papermill writes `float('nan')` and `float('inf')`."
+    return float(node.args[0].value) if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'float' else ast.literal_eval(node)
 
 def check_parameters(
     history:list, # IPython's `In`: the source of every cell run so far
@@ -223,3 +227,4 @@ def check_parameters(
         want, ok = type(declared[name]), (int, float) if type(declared[name]) is float else type(declared[name])
         if not isinstance(value, ok) or type(value) is bool and want is not bool:
             raise ValueError(f'parameter {name} takes a {want.__name__}, got {value!r}')
+        if isinstance(value, float) and not math.isfinite(value): raise ValueError(f'parameter {name} must be a finite number, got {value}')

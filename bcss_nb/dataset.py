@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .augment import augment
 from .checks import CONTRADICTION, alike, disagreement, findings_table, fingerprint, is_blank, is_blurred, near_pairs, outliers, summarise, tissue_share
+from .ranges import PREPARE_RANGES, check_ranges
 from .files import PREPARED_SET, check_replaceable, recover_killed, replacing
 from .core import IGNORE, MPP, TILE, Schema, atomic, check_parameters, from_root, get_schema, locked, overlay, pick, show_tiles
 from .layouts import SOURCES, BadTile, RawCodes, Source, find_codes, find_root, index_source, parse_name, read_pair
@@ -46,6 +47,7 @@ class Cut:
         if not 0 <= self.stride <= self.size: raise ValueError(f'stride must lie between 1 and size ({self.size}) or be 0, got {self.stride}: a larger one would skip tissue')
         if self.edge not in ('drop', 'shift', 'pad'): raise ValueError(f'unknown edge rule {self.edge!r}: choose one of drop, shift, pad')
         if not 0 <= self.min_tissue <= 1: raise ValueError(f'min_tissue is a share from 0 to 1, got {self.min_tissue}')
+        check_ranges(asdict(self), PREPARE_RANGES)
 
     def starts(self, n:int)->list: # first pixels of the tiles along a side of n pixels
         "Where tiles begin."
@@ -298,6 +300,7 @@ def prepare(
 )->Path:                 # the folder; ValueError or FileNotFoundError leave an existing set as it was
     "Find, read, cut, check, pack and split one source."
     if source != 'auto': schema_for(pick(SOURCES, source, 'source'), schema)
+    check_ranges(dict(workers=workers), PREPARE_RANGES)
     raw, out, split = raw or raw_of(source), from_root(out), split_request(**split)
     check_out(out.resolve(), from_root(raw).resolve())
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
@@ -313,7 +316,9 @@ def prepare(
 
 # %% ../nbs/01_dataset.ipynb #7d4a3999
 def split_request(split:str='', test_sites:str='', test_patients:str='', val_patients:str='', folds:int=5, fold:int=0, val:float=.2, seed:int=42)->dict:
-    "The split asked for, lists parsed."
+    "The split asked for, lists parsed; ValueError when a number is out of range."
+    check_ranges(dict(folds=folds, fold=fold, val=val, seed=seed), PREPARE_RANGES)
+    if split == 'patient-kfold' and fold >= folds: raise ValueError(f'fold must lie between 0 and {folds - 1}, got {fold}')
     if split: pick(SPLITS, split, 'split')
     lists = dict(test_sites=names_of(test_sites), test_patients=names_of(test_patients), val_patients=names_of(val_patients))
     return dict(name=split, **lists, folds=folds, fold=fold, val=val, seed=seed)

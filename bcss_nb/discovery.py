@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from configparser import ConfigParser, Error as ConfigError
 from pathlib import Path
 
-from .process import NoticeWarning
-
 # %% ../nbs/06i_discovery.ipynb #06i-disc05
 SUFFIXES = frozenset('.png .jpg .jpeg .tif .tiff .webp .bmp .svs .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm'.split())
 RESULT_SUFFIX = '.bcss'  # of the folder that holds the results of a picture
@@ -108,7 +106,7 @@ def find_pictures(
         inner = [picture for folder in _folders_below(path) for picture in pictures_in(folder)] if path.is_dir() else []
         found, below = (found + inner, below) if recursive else (found, below + inner)
     if below:
-        warnings.warn(f'{len(below)} pictures in sub-folders (the first is {below[0]}) are left out: --recursive takes them too', NoticeWarning, stacklevel=2)
+        warnings.warn(f'{len(below)} pictures in sub-folders (the first is {below[0]}) are left out: --recursive takes them too', stacklevel=2)
     if not found:
         raise ValueError(f'no picture in {", ".join(map(str, paths))}: endings known are {" ".join(sorted(SUFFIXES))}')
     by_result = {}

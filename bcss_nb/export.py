@@ -18,10 +18,11 @@ from torch import nn
 
 from .calibration import fit_temperature, labelled
 from .checkpoint import load_checkpoint
-from .core import MPP, atomic, check_parameters, from_root, get_schema, pick, write_json
+from .core import MPP, atomic, check_parameters, from_root, get_schema, write_json
 from .dataset import TileSet, load_set, smoke_set
 from .drift import make_reference, measure_picture, record, write_reference
 from .engines import ENGINES, TorchEngine, as_input, cores, file_id, fold_norms, open_engine, read_manifest
+from .ranges import EXPORT_RANGES, check_ranges
 from .files import EXPORTED_MODEL, check_replaceable, replacing
 from .metrics import confusion, mean_dice
 from .predict import predict, summary
@@ -242,7 +243,7 @@ def export_run(
     "Export, compare, choose, publish."
     checkpoint = Path(run)/'best.pt'
     check_replaceable(out, EXPORTED_MODEL, (run,))
-    if engine != 'auto': pick(ENGINES, engine, 'engine')
+    check_ranges(dict(tiles=tiles, engine=engine), EXPORT_RANGES)
     net, about = load_checkpoint(checkpoint, schema=ts.schema.name)
     with replacing(out, EXPORTED_MODEL, (run,)) as tmp:
         write_onnx(net, tmp/'model.onnx', about)

@@ -24,7 +24,7 @@ from .background import CELL, SQUARE, background_cells, flat_cells, to_pixels
 from .core import IGNORE, atomic, overlay, write_json
 from .discovery import find_pictures, subfolder_of
 from .engines import MULTIPLE, Engine, cores, open_engine
-from .process import process_rank
+from .process import find_place
 from .results import Manifest, check_result, list_outputs, one_at_a_time, publish, result_folder, work_folder
 from .shapes import LEAST, SIMPLIFY, areas, coarsen, collection, features, open_probabilities, outlines, sieved, simplified, tally, thinned, write_class_map
 from .slides import Picture, Region, has_tissue, open_picture, tissue_share
@@ -395,7 +395,7 @@ def predict_files(
     say=print, roots=(), **options,         # the folders that were named, whose sub-folders are kept; see `predict_file`
 )->int:                                     # how many failed
     "Predict pictures one after the other: all, or every n-th of a process among n."
-    rank, world, _ = process_rank()
+    rank, world = find_place()[:2]
     failed = []
     for path in pictures[rank::world]:
         try: found = predict_file(path, engine, Path(out)/subfolder_of(path, roots), **options)

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 
+from .ranges import SAMPLE_RANGES, check_ranges
 from .files import SAMPLE, replacing
 from .core import MPP, TILE, SCHEMAS, check_parameters, encode, from_root, locked, overlay, rgb_table, show_tiles, write_json
 
@@ -258,7 +259,7 @@ def make_sample(
     "Make the whole sample aside and rename it into place; the same seed gives the same pixels."
     out = from_root(out)
     if patients < 12: raise ValueError(f'the sample needs at least 12 patients, got {patients}: hospitals would be left without')
-    if seed < 0: raise ValueError(f'seed must be a whole number from 0 on, got {seed}')
+    check_ranges(dict(patients=patients, seed=seed, workers=workers), SAMPLE_RANGES)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if out.is_dir() and any(out.iterdir()): return out

@@ -9,7 +9,7 @@ __all__ = ['KNOWN', 'ANSWERS', 'WEB', 'ERRORS', 'V2_ERRORS', 'HEADERS', 'Setting
            'create_app', 'people', 'programs', 'unknown_as_none', 'operators', 'run_service']
 
 # %% ../nbs/08_serve.ipynb #08-serve02
-import asyncio, io, json, logging, math, os, queue, re, sys, time, uuid
+import asyncio, io, json, logging, math, os, queue, re, sys, time, uuid, warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -33,6 +33,7 @@ from .engines import OnnxEngine, cores, open_engine, read_manifest
 from .kserve import describe_model, read_request, write_answer
 from .limits import Gate, Refused, error_body, open_upload
 from .predict import all_features, predict, summary
+from .ranges import SERVICE_RANGES, as_variable, check_ranges, expand_home, find_unknown_variables, read_variable
 from .shapes import collection
 
 # %% ../nbs/08_serve.ipynb #08-serve06
@@ -58,15 +59,16 @@ class Settings:
     store_pixels:bool = False       # keep the pictures too
     store_bytes:int = 2**30         # most the folder may hold; the oldest goes first
 
+    def __post_init__(self): # ValueError names the variable that is out of range
+        check_ranges(vars(self), SERVICE_RANGES, as_variable)
+        for name in ('model', 'store'): object.__setattr__(self, name, expand_home(getattr(self, name)))
+
     @classmethod
     def from_env(cls, env=os.environ)->'Settings': # ValueError names the variable
-        "Read the environment."
-        found = {}
-        for f in fields(cls):
-            if (text := env.get(f'BCSS_{f.name.upper()}')) is None: continue
-            try: found[f.name] = text.lower() in ('1', 'true', 'yes') if f.type is bool else f.type(text)
-            except ValueError: raise ValueError(f'BCSS_{f.name.upper()} is a {f.type.__name__}, got {text!r}') from None
-        return cls(**found)
+        "Read the environment, and warn of variables that look like ours and are not."
+        kinds = {as_variable(f.name): f for f in fields(cls)}
+        for sentence in find_unknown_variables(env, list(kinds)): warnings.warn(sentence, stacklevel=2)
+        return cls(**{f.name: read_variable(name, env[name], f.type) for name, f in kinds.items() if name in env})
 
 # %% ../nbs/08_serve.ipynb #08-serve09
 class Turns:

@@ -18,7 +18,6 @@ from PIL import Image
 
 from .core import GLASS, MPP, tissue_share
 from .pixels import check_samples, decode_image, reading
-from .process import PixelSizeAssumed
 from .resolution import PixelSize, first_plausible, is_plausible, side_of, size_from_power, size_in_name, size_of_image
 from .tiff import MAX_DECODED_PIXELS, Region, TiffSource, describe_page
 
@@ -224,7 +223,7 @@ def open_picture(
     source.size = source.size or size_in_name(path.name)
     picture = Picture(source, mpp, path.name)
     if picture.mpp_from == 'assumed':
-        warnings.warn(f'{path.name} does not state its pixel size: {MPP} µm is assumed, give --mpp to change that', PixelSizeAssumed, stacklevel=2)
+        warnings.warn(f'{path.name} does not state its pixel size: {MPP} µm is assumed, give --mpp to change that', stacklevel=2)
     return picture
 
 

@@ -10,9 +10,10 @@ __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'make_fabric', 'keep_memory', '
            'fit', 'run', 'main', 'show_history']
 
 # %% ../nbs/03_train.ipynb #03-train90
-from .process import quiet_interrupt_hook
+from .process import end_on_interrupt
 
-if __name__ == '__main__' and '__file__' in globals(): quiet_interrupt_hook('train')
+# %% ../nbs/03_train.ipynb #03-train91
+if __name__ == '__main__' and '__file__' in globals(): end_on_interrupt('python -m bcss_nb.train')
 
 # %% ../nbs/03_train.ipynb #50c32ccf
 import argparse, ctypes, math, os, signal, sys, threading, time
@@ -29,6 +30,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .checkpoint import check_run_dir, code_id, differences, load_checkpoint, origin, peak_memory, read_checkpoint, rng_state, save_checkpoint, set_rng_state, sweep
+from .process import INTERRUPTED, find_place
+from .ranges import TRAIN_RANGES, check_ranges
 from .core import check_parameters, from_root, pick, seed_everything, write_json
 from .dataset import Stream, TileSet, batches, check_parts, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
@@ -39,7 +42,7 @@ from .pretrained import HALF, IMAGENET, describe_loading, load_pretrained
 # %% ../nbs/03_train.ipynb #24cf4742
 @dataclass(frozen=True)
 class Config:
-    "What decides a run besides its data; the parameters above say what each means."
+    "What decides a run besides its data; the parameters above say what each means. ValueError names what is out of range."
     model:str = 'unet'
     budget:str = 'smoke'
     steps:int = 0
@@ -64,6 +67,8 @@ class Config:
     compile:bool = False
     seed:int = 42
 
+    def __post_init__(self): check_ranges(asdict(self), TRAIN_RANGES)
+
 # %% ../nbs/03_train.ipynb #edaa1b78
 BUDGETS = dict(smoke=dict(presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=6, val_tiles=64),   # val_tiles: at most so many are scored each round; 0: all
                full=dict(presets=dict(unet='unet-l', unetr='unetr-b'), steps=30_000, rounds=60, val_tiles=0))
@@ -79,8 +84,9 @@ def plan(c:Config, tiles:int)->dict: # preset; steps (0 when the clock decides);
 
 # %% ../nbs/03_train.ipynb #9539eed0
 def make_fabric(precision='auto', accelerator='auto')->Fabric:
-    "One device, or this process's share of a `torchrun`."
-    world, local = process_rank().world_size, int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    "One device, or this process's share of a `torchrun`; ValueError when its variables are left over from another session."
+    place = find_place()
+    world, local = place.world_size, place.local_world_size
     many = dict(devices=local, num_nodes=world//local, strategy='ddp') if world > 1 else dict(devices=1)
     fabric = Fabric(accelerator=accelerator, precision=best_precision() if precision == 'auto' else precision, **many)
     if world > 1: fabric.launch()
@@ -352,6 +358,9 @@ def resume_run(
 # %% ../nbs/03_train.ipynb #864b1e91
 class Stopped(Exception):
     "A run that was asked to end, and can go on."
+    def __init__(self, message:str, number:int=signal.SIGTERM): # the signal that asked
+        super().__init__(message)
+        self.number = number
 
 @contextmanager
 def stop_signals():
@@ -423,7 +432,7 @@ def fit(
                 bar.set_postfix({k: f'{v:.3g}' for k, v in t.history[-1].items() if k in ('loss', 'val_dice', 'tiles_s')})
             stop, due = agreed(t, len(asked), time.time() - saved > 60*save_minutes)
             if stop or due: save(t, out); saved = t.clock = time.time()
-            if stop and progress(t) < 1: raise Stopped(f'stopped after step {t.step}; {out/"last.pt"} is written, and the same command goes on from there')
+            if stop and progress(t) < 1: raise Stopped(f'stopped after step {t.step}; {out/"last.pt"} is written, and the same command goes on from there', *asked[:1])
     return t.about
 
 # %% ../nbs/03_train.ipynb #4684028a
@@ -433,6 +442,8 @@ def run(
     **config, # see `Config`
 )->dict:      # what `train.json` says
     "Train one net on one set and write its record."
+    check_ranges(dict(resume=resume, track=track), TRAIN_RANGES)
+    Config(**config)
     out = from_root(out)
     check_run_dir(out)
     t = Trainer(load_set(smoke_set() if data == 'data/smoke' else data), **config)
@@ -448,12 +459,12 @@ def main(args:list=None): # None: those of the process
     for name, default in options.items():
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(default, bool) else dict(type=type(default))
         parser.add_argument(f'--{name}', default=default, help=' ', **kind)
-    given = vars(parser.parse_args(args))
-    try:
-        with one_line_on_interrupt('train'): about = run(**given)
-    except Stopped as e: print(f'train: {e}', file=sys.stderr); sys.exit(INTERRUPTED)
+    try: about = run(**vars(parser.parse_args(args)))
+    except Stopped as e:
+        print(f'{type(e).__name__}: {e}', file=sys.stderr)
+        sys.exit(INTERRUPTED if e.number == signal.SIGINT else 1)
     except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{type(e).__name__}: {e}')
-    if process_rank().rank == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
+    if find_place().rank == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
 
 # %% ../nbs/03_train.ipynb #f1012e5b
 if __name__ == '__main__' and '__file__' in globals(): main()
