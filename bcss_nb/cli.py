@@ -94,7 +94,6 @@ def do_serve(a)->int:
     if a.model: os.environ['BCSS_MODEL'] = a.model
     from bcss_nb.serve import run_service
     run_service(a.host, a.port)
-    print('bcss serve: stopped', file=sys.stderr)
     return 0
 
 # %% ../nbs/08c_cli.ipynb #08c-cli07

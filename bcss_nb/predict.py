@@ -25,6 +25,7 @@ from .core import IGNORE, atomic, overlay, write_json
 from .discovery import find_pictures, subfolder_of
 from .engines import MULTIPLE, Engine, cores, open_engine
 from .process import find_place
+from .ranges import PREDICT_RANGES, check_ranges
 from .results import Manifest, check_result, list_outputs, one_at_a_time, publish, result_folder, work_folder
 from .shapes import LEAST, SIMPLIFY, areas, coarsen, collection, features, open_probabilities, outlines, sieved, simplified, tally, thinned, write_class_map
 from .slides import Picture, Region, has_tissue, open_picture, tissue_share
@@ -360,6 +361,7 @@ def predict_file(
     path, out = Path(path), Path(out)
     request = dict(model_id=engine.id, engine=engine.name, mpp=mpp, window=window, stride=stride, tissue=tissue, least=least, simplify=simplify, prob=prob,
                    keep_bounds=keep_bounds)
+    check_ranges(request | dict(batch=batch), {k: v for k, v in PREDICT_RANGES.items() if k != 'engine'})
     if not path.exists(): raise FileNotFoundError(f'no picture {path}')
     folder = result_folder(out, path)
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .core import GLASS, MPP, tissue_share
-from .pixels import check_samples, decode_image, reading
+from .pixels import check_samples, decode_image, describe_image, reading
 from .resolution import PixelSize, first_plausible, is_plausible, side_of, size_from_power, size_in_name, size_of_image
 from .tiff import MAX_DECODED_PIXELS, Region, TiffSource, describe_page
 
@@ -46,7 +46,7 @@ class SlideSource:
         left, top = self.bounds[:2]
         down = self.levels[level][2]
         rgba = np.asarray(self.slide.read_region((left + round(x*down), top + round(y*down)), level, (w, h)))
-        rgb, scanned = np.ascontiguousarray(rgba[..., :3]), rgba[..., 3] > 0
+        rgb, scanned = rgba[..., :3].copy(), rgba[..., 3] > 0
         if scanned.all():
             return Region(rgb, None)
         rgb[~scanned] = 255
@@ -74,6 +74,7 @@ class FlatSource:
         file:Path|BinaryIO,
     ):
         with open_image(file) as image:
+            check_samples(describe_image(image))  # looking for Exif tags decodes a PNG, and its depth is forgotten
             self.size = size_of_image(image)
             self.pixels, self.scanned = decode_image(image)
         self.levels = [(self.pixels.shape[1], self.pixels.shape[0], 1)]

@@ -36,7 +36,6 @@ from .core import check_parameters, from_root, pick, seed_everything, write_json
 from .dataset import Stream, TileSet, batches, check_parts, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
 from .models import best_precision, build_model, cost
-from .process import INTERRUPTED, one_line_on_interrupt, process_rank
 from .pretrained import HALF, IMAGENET, describe_loading, load_pretrained
 
 # %% ../nbs/03_train.ipynb #24cf4742
