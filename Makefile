@@ -19,6 +19,10 @@ endif
 SOURCE ?= sample
 OWN := data/raw/$(patsubst kaggle%,kaggle,$(SOURCE))
 RAW ?= $(OWN)
+# RAW as it was typed: Make would expand a dollar sign in it. q quotes a text for the shell, h for dvc's -S
+RAW_TEXT := $(if $(filter command environment,$(firstword $(origin RAW))),$(value RAW),$(RAW))
+q = '$(subst ','\'',$(1))'
+h = '$(subst ',\',$(subst \,\\,$(1)))'
 SCHEMA ?=
 MODELS ?= unet,unetr
 BUDGET ?= smoke
@@ -33,7 +37,7 @@ FOLD ?= 0
 SIZE ?= 224
 STRIDE ?= 0
 EDGE ?= drop
-SET = -S source='$(SOURCE)' -S raw="'$(RAW)'" -S schema="'$(SCHEMA)'" -S 'models=[$(MODELS)]' -S budget='$(BUDGET)' -S 'seeds=[$(SEEDS)]' \
+SET = -S source='$(SOURCE)' -S $(call q,raw=$(call h,$(RAW_TEXT))) -S schema="'$(SCHEMA)'" -S 'models=[$(MODELS)]' -S budget='$(BUDGET)' -S 'seeds=[$(SEEDS)]' \
   -S split.test_sites="'$(TEST_SITES)'" -S split.test_patients="'$(TEST_PATIENTS)'" -S split.val='$(VAL)' \
   -S split.name="'$(SPLIT)'" -S split.val_patients="'$(VAL_PATIENTS)'" -S split.folds='$(FOLDS)' -S split.fold='$(FOLD)' \
   -S tile.size='$(SIZE)' -S tile.stride='$(STRIDE)' -S tile.edge='$(EDGE)'
@@ -42,7 +46,7 @@ GRID ?= train.lr=0.0005,0.0015,0.005
 GROUP ?= sweep
 MODEL ?= unet
 
-.PHONY: help setup setup-dev lab demo data train sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab docs docs-serve remote export test bench check lint readme lock clean
+.PHONY: help repository setup setup-dev lab demo data train sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab docs docs-serve remote export test bench check lint readme lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,14 +73,14 @@ setup-dev: $(VENV)/.dev ## add nbdev, JupyterLab, ruff and pytest
 lab: setup-dev ## open JupyterLab on the chapters, with this project's kernel
 	jupyter lab --notebook-dir=. nbs/index.ipynb
 
-demo: setup ## sample -> UNet and UNETR, three seeds each -> comparison and report, 15 minutes on two cores with the installation
+demo: repository setup ## sample -> UNet and UNETR, three seeds each -> comparison and report, 15 minutes on two cores with the installation
 	$(MAKE) --no-print-directory train SOURCE=sample RAW=data/raw/sample SCHEMA= MODELS=unet,unetr BUDGET=smoke
 
-data: setup ## make the sample, or fetch, check, pack and split the source you name
+data: repository setup ## make the sample, or fetch, check, pack and split the source you name
 	@$(source_known)
-	@case "$(SOURCE) $(RAW)" in \
+	@case $(call q,$(SOURCE) $(RAW_TEXT)) in \
 	  sample*|auto*) ;; \
-	  "$(SOURCE) $(OWN)") python -c 'from bcss_nb.download import main; main("$(SOURCE)", "$(RAW)")' && { [ -e "$(RAW).dvc" ] || dvc add -q "$(RAW)"; } ;; \
+	  "$(SOURCE) $(OWN)") python -c 'from bcss_nb.download import main; main("$(SOURCE)", "$(OWN)")' && { [ -e "$(OWN).dvc" ] || dvc add -q "$(OWN)"; } ;; \
 	esac
 	@$(raw_there)
 	dvc exp run $(SET) prepare
@@ -86,12 +90,12 @@ remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/
 	dvc remote add --force --default bucket "$(BUCKET)"
 	@echo "DVC now uses $(BUCKET). Log in with: gcloud auth application-default login; then dvc push, dvc pull. Commit .dvc/config to share it."
 
-train: setup ## the whole pipeline on the source you name, then the table and reports/compare.html
+train: repository setup ## the whole pipeline on the source you name, then the table and reports/compare.html
 	@$(raw_there)
 	dvc exp run $(SET) report export
 	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
 
-sweep: setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
+sweep: repository setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
 	dvc exp run --queue $(SET) -S group='$(GROUP)' $(foreach g,$(GRID),-S '$(g)') compare
 	dvc queue start
 	@while dvc queue status | grep -Eq 'Queued|Running'; do sleep 3; done
@@ -138,12 +142,20 @@ docker-repro: ## this tree's pipeline inside the image, on the GPUs there are, a
 docker-lab: ## JupyterLab inside the image, on http://localhost:8888
 	$(INSIDE) -it -p 127.0.0.1:8888:8888 bcss-train jupyter lab --ip 0.0.0.0 --no-browser
 
+# DVC keeps its experiments in Git: said before anything is installed
+repository:
+	@command -v git >/dev/null || { echo "Git is needed, which keeps the experiments of DVC: install it (apt install git, or https://git-scm.com)." >&2; exit 1; }
+	@said=$$(git ls-files --error-unmatch dvc.yaml 2>&1) || { case "$$said" in \
+	  *dubious*) printf 'Git does not trust this folder, which belongs to another user. If you do, type:\n\n  git config --global --add safe.directory %s\n\nand run the same command again.\n' $(call q,$(CURDIR));; \
+	  *) printf 'This folder is no Git repository of its own (a ZIP download?), and DVC keeps its experiments in one. Type:\n\n  git init -q && git add -A && git -c user.name=bcss_nb -c user.email=bcss_nb@localhost commit -qm "As downloaded"\n\nand run the same command again.\n';; \
+	  esac >&2; exit 1; }
+
 define source_known
 case "$(SOURCE)" in sample|kaggle224|kaggle512|roi|auto) ;; *) echo "Unknown source $(SOURCE): choose one of sample, kaggle224, kaggle512, roi, auto." >&2; exit 1;; esac
 endef
 define raw_there
-$(source_known); if [ "$(SOURCE)" != sample ] && [ ! -e "$(RAW)" ]; then \
-  echo "The raw folder $(RAW) does not exist: give RAW=<folder or zip that holds the release>, or fetch it with make data SOURCE=$(SOURCE) (README, section Data)." >&2; exit 1; fi
+$(source_known); if [ "$(SOURCE)" != sample ] && [ ! -e $(call q,$(RAW_TEXT)) ]; then \
+  printf 'The raw folder %s does not exist: give RAW=<folder or zip that holds the release>, or fetch it with make data SOURCE=$(SOURCE) (README, section Data).\n' $(call q,$(RAW_TEXT)) >&2; exit 1; fi
 endef
 
 docs: setup-dev ## the documentation site in _docs/, strict; then links, pages and accessibility are checked (in Chromium, where there is one)
