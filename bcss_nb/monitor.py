@@ -50,7 +50,7 @@ def read_store(
     parsed = [event for line in lines if (event := parse_event(line)) is not None]
     events = pd.DataFrame(parsed, columns=None if parsed else ['kind', 'time'])
     events['time'] = pd.to_datetime(events['time'], errors='coerce', utc=True, format='ISO8601')
-    events = events[events['time'].notna()]
+    events = events[events['time'].dt.year.between(2000, 2199)]  # one clock gone wrong must not hide the others
     broken = len(lines) - len(events)
     if not len(events):
         raise FileNotFoundError(f'{folder} holds no records ({broken} lines that are none): start the service with BCSS_STORE={folder}, and send it a picture')

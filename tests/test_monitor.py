@@ -166,12 +166,12 @@ def event(kind, second, **more): return dict(kind=kind, time=f'2026-03-02T08:00:
 @pytest.mark.parametrize('line', [b'\xff\xfe\x00broken', b'17', b'[1, 2]', b'"text"', b'null', b'{"kind": "answer"', b'{}', b'{"kind": 5, "time": "2026-03-02T08:00:00Z"}',
     b'{"kind": "answer", "time": "2026-03-02T08:00:00Z", "numbers": [1]}', b'{"kind": "answer", "numbers": {}}', b'{"kind": "answer", "time": "noon", "numbers": {}}',
     b'{"kind": "request", "time": "2026-03-02T08:00:00Z", "status": "200", "ms": 3}', b'{"kind": "request", "time": "2026-03-02T08:00:00Z", "status": 1e999, "ms": 3}',
-    b'{"kind": "request", "time": 3, "status": 200, "ms": 3}', b'[' * 100_000])
+    b'{"kind": "request", "time": 3, "status": 200, "ms": 3}', b'{"kind": "request", "time": "9999-01-01T00:00:00Z", "status": 200, "ms": 3}', b'[' * 100_000])
 def test_no_line_of_a_store_ends_the_report(tmp_path, line):
     good = [event('request', 1, status=200, ms=3.), event('answer', 2, model_id='a', numbers=dict(doubt=.1, odd='high', huge=10**400))]
     (tmp_path/'store/day.jsonl').mkdir(parents=True)
     (tmp_path/'store/empty.jsonl').write_bytes(b'')
-    requests, answers, broken = read_store(stored(tmp_path/'store', good[0], line, good[1]))
+    requests, answers, broken = read_store(stored(tmp_path/'store', good[0], line, good[1]), hours=24)
     assert (len(requests), len(answers), broken) == (1, 1, 1)
     assert as_columns(answers) == dict(doubt=[.1], odd=[None], huge=[None]) and len(traffic(requests)) == 1
     with pytest.raises(FileNotFoundError, match='holds no records'): read_store(stored(tmp_path/'other', line))
