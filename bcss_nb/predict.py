@@ -26,7 +26,7 @@ from .discovery import find_pictures, subfolder_of
 from .engines import MULTIPLE, Engine, cores, open_engine
 from .process import find_place
 from .ranges import PREDICT_RANGES, check_ranges
-from .results import Manifest, check_result, list_outputs, one_at_a_time, publish, result_folder, work_folder
+from .results import Manifest, check_result, list_outputs, one_at_a_time, publish, remove_abandoned, result_folder, work_folder
 from .shapes import LEAST, SIMPLIFY, areas, coarsen, collection, features, open_probabilities, outlines, sieved, simplified, tally, thinned, write_class_map
 from .slides import Picture, Region, has_tissue, open_picture, tissue_share
 
@@ -365,7 +365,9 @@ def predict_file(
     if not path.exists(): raise FileNotFoundError(f'no picture {path}')
     folder = result_folder(out, path)
     out.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(out): done, picture_id = check_result(folder, path, request)
+    with one_at_a_time(out):
+        remove_abandoned(folder)
+        done, picture_id = check_result(folder, path, request)
     if done and not again: return json.loads((folder/f'{path.stem}.json').read_text()) | dict(was_done=True)
     with work_folder(folder) as work:
         p = open_picture(path, mpp, keep_bounds)

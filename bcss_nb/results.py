@@ -9,6 +9,7 @@ __all__ = ['MADE_BY', 'hash_file', 'hash_tree', 'PictureId', 'stat_id', 'identif
 
 # %% ../nbs/06j_result_folders.ipynb #06j-resu02
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -181,11 +182,15 @@ def _lock(folder:Path)->int|None:
 def remove_abandoned(
     folder:Path, # the final name
 ):
-    "Delete what killed runs left of this result."
-    for left in folder.parent.iterdir():
-        if left.name.startswith(f'.{folder.name}.') and left.name.endswith('.work') and (lock := _lock(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
+    "Delete what killed runs left of this result; an earlier result that one of them had moved aside comes back. Call it `one_at_a_time`."
+    for path in folder.parent.glob(f'.{glob.escape(folder.name)}.*'):
+        if not path.name.endswith(('.work', '.replaced')) or (lock := _lock(path)) is None:
+            continue
+        if path.name.endswith('.replaced') and not os.path.lexists(folder):
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 @contextmanager
@@ -194,7 +199,6 @@ def work_folder(
 )->Iterator[Path]:
     "A hidden folder of this process beside the final one; gone when the block ends, unless it was published."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder)
     work = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:12]}.work')
     new = work.with_suffix('.new')
     new.mkdir()

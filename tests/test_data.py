@@ -226,7 +226,7 @@ def test_a_zip_is_read_as_it_is(kaggle, tmp_path, inside):
         assert zipped.manifest['source'] == 'kaggle224' and zipped.manifest['id'] == folder.manifest['id']
     data = (tmp_path/'archive.zip').read_bytes()
     (tmp_path/'cut.zip').write_bytes(data[:len(data)//2])
-    with pytest.raises(ValueError, match='no zip'): prepare('kaggle224', tmp_path/'cut.zip', tmp_path/'x')
+    with pytest.raises(ValueError, match='is a zip whose end is missing'): prepare('kaggle224', tmp_path/'cut.zip', tmp_path/'x')
 
 
 def test_padding_contradicts_nothing(sample, tmp_path):
@@ -257,7 +257,7 @@ def test_nothing_but_a_prepared_set_is_replaced(kaggle, tmp_path):
     mine.mkdir()
     (mine/'thesis.txt').write_text('x')
     for out in (mine, kaggle, tmp_path, kaggle/'BCSS/set'):
-        with pytest.raises(ValueError, match='choose another out'): prepare('kaggle224', kaggle, out, **HOLD)
+        with pytest.raises(ValueError, match='Choose another out'): prepare('kaggle224', kaggle, out, **HOLD)
     assert (mine/'thesis.txt').exists() and (kaggle/'BCSS/train').exists()
 
 

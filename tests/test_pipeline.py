@@ -39,13 +39,17 @@ def test_parameters_cell_is_tagged_and_checked(name):
     assert len(at) == 1 and 'check_parameters' in ''.join(cells[at[0] + 1]['source'])
 
 
+ABOUT_FILES = ('06i_discovery.ipynb', '06j_result_folders.ipynb', '06k_disk_map.ipynb') # what they show is text
+
+
 @pytest.mark.parametrize('name', sorted(p.name for p in (ROOT/'nbs').glob('*.ipynb')))
 def test_notebook_opens_with_pictures_and_no_errors(name):
     text = (ROOT/'nbs'/name).read_text()
     outputs = [o for c in json.loads(text)['cells'] for o in c.get('outputs', [])]
     assert not [o for o in outputs if o['output_type'] == 'error']
     assert max([len(json.dumps(o)) for o in outputs], default=0) < 300_000
-    assert any(k.startswith('image/') for o in outputs for k in o.get('data', {})) or 'images/' in text
+    has_picture = any(k.startswith('image/') for o in outputs for k in o.get('data', {})) or 'images/' in text
+    assert has_picture or (name in ABOUT_FILES and outputs)
     assert str(ROOT) not in text
 
 

@@ -203,6 +203,20 @@ def test_a_killed_run_leaves_what_the_next_one_removes(tmp_path):
     assert [f.name for f in (tmp_path/'out').iterdir()] == ['a.png.bcss'] and is_whole(tmp_path/'out/a.png.bcss')
 
 
+@pytest.mark.parametrize('moment', ['after the rename', 'the old one aside'])
+def test_a_run_killed_while_it_publishes_leaves_nothing(moment, tmp_path):
+    picture, out = save(tmp_path/'a.png'), tmp_path/'out'
+    predict_file(picture, Plain(), out, mpp=.25)
+    before = content(out)
+    stale = out/('.a.png.bcss.0123456789ab.work' if moment == 'after the rename' else '.a.png.bcss.0123456789ab.work.replaced')
+    if moment == 'after the rename':
+        (stale/'maps').mkdir(parents=True)
+    else:
+        (out/'a.png.bcss').rename(stale)
+    assert predict_file(picture, Plain(), out, mpp=.25)['was_done']
+    assert content(out) == before and [f.name for f in out.iterdir()] == ['a.png.bcss']
+
+
 class Fails(Reddish):
     "An engine that runs out of memory on small pictures."
     def __init__(self, error): super().__init__(); self.error = error
