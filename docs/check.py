@@ -69,7 +69,7 @@ def broken_links(pages, site, root, base, repo)->list:
 
 
 def structure(pages, with_picture)->list:
-    "Title, language, description, one h1, alternative texts; a picture on every notebook's page."
+    "Title, language, description, one h1, alternative texts; a picture or an output on every notebook's page."
     found = []
     for page, soup in pages.items():
         if page == '404.html': continue
@@ -85,7 +85,7 @@ def structure(pages, with_picture)->list:
             if not svg.get('aria-label'): say('a drawing without aria-label')
         if twice := [i for i, n in Counter(x['id'] for x in soup(id=True)).items() if n > 1]: say(f'ids twice: {twice[:3]}')
         if '\x1b[' in soup.get_text(): say('terminal colours')
-        if page in with_picture and not (soup.article or soup).select('img, svg[role=img]'): say('a notebook page without a picture')
+        if page in with_picture and not (soup.article or soup).select('img, svg[role=img], .output'): say('a notebook page without a picture or an output')
     return found + [f'{p}: missing' for p in with_picture - pages.keys()]
 
 
