@@ -80,7 +80,7 @@ data: repository setup ## make the sample, or fetch, check, pack and split the s
 	@$(source_known)
 	@case $(call q,$(SOURCE) $(RAW_TEXT)) in \
 	  sample*|auto*) ;; \
-	  "$(SOURCE) $(OWN)") python -c 'from bcss_nb.download import main; main("$(SOURCE)", "$(OWN)")' && { [ -e "$(OWN).dvc" ] || dvc add -q "$(OWN)"; } ;; \
+	  "$(SOURCE) $(OWN)") python -c 'from bcss_nb.data.download import main; main("$(SOURCE)", "$(OWN)")' && { [ -e "$(OWN).dvc" ] || dvc add -q "$(OWN)"; } ;; \
 	esac
 	@$(raw_there)
 	dvc exp run $(SET) prepare
@@ -93,13 +93,13 @@ remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/
 train: repository setup ## the whole pipeline on the source you name, then the table and reports/compare.html
 	@$(raw_there)
 	dvc exp run $(SET) report export
-	@python -c 'from bcss_nb.compare import print_comparison; print_comparison()'
+	@python -c 'from bcss_nb.evaluation.comparison import print_comparison; print_comparison()'
 
 sweep: repository setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
 	dvc exp run --queue $(SET) -S group='$(GROUP)' $(foreach g,$(GRID),-S '$(g)') compare
 	dvc queue start
 	@while dvc queue status | grep -Eq 'Queued|Running'; do sleep 3; done
-	@python -c 'from bcss_nb.compare import print_sweep; print_sweep("$(GRID)", "$(GROUP)")'
+	@python -c 'from bcss_nb.evaluation.comparison import print_sweep; print_sweep("$(GRID)", "$(GROUP)")'
 	@if dvc queue status | grep -q Failed; then dvc queue status; echo "Some failed: dvc queue logs NAME says why, dvc queue remove --failed forgets them" >&2; exit 1; fi
 
 profile: setup ## where the time of a training step goes: MODEL=unet BUDGET=smoke; table and picture in reports/
@@ -189,4 +189,4 @@ lock: setup-dev ## pin the whole environment again from settings.ini
 	python tests/lock.py
 
 clean: ## remove what runs made (not the environment, not raw data); files of other people in these folders stay
-	@$(PYTHON) -m bcss_nb.files
+	@$(PYTHON) -m bcss_nb.core.folders

@@ -28,11 +28,11 @@ from monai.transforms import (
 )
 from PIL import Image
 
-from bcss_nb.augment import draw_colour
-from bcss_nb.core import get_schema
-from bcss_nb.dataset import Rules, Stream, load_set, pack, prepare
-from bcss_nb.layouts import find_root, index_source
-from bcss_nb.sample import make_sample
+from bcss_nb.core.labels import get_schema
+from bcss_nb.data.augment import draw_colour
+from bcss_nb.data.dataset import Rules, Stream, load_set, pack, prepare
+from bcss_nb.data.simulator import make_sample
+from bcss_nb.data.sources import find_root, index_source
 
 
 class RandStain(RandomizableTransform):

@@ -9,8 +9,8 @@ import time
 
 import torch
 
-from bcss_nb.checkpoint import peak_memory
-from bcss_nb.models import build_model, cost
+from bcss_nb.models.registry import build_model, cost
+from bcss_nb.training.provenance import peak_memory
 
 
 def matrix_rate(n=8192, repeat=20):

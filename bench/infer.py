@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bcss_nb.checkpoint import device_name, load_checkpoint
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.engines import ENGINES, TorchEngine, as_input, open_engine
-from bcss_nb.evaluate import any_runs
-from bcss_nb.export import export_run
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.evaluation.scoring import any_runs
+from bcss_nb.inference.engines import ENGINES, TorchEngine, as_input, open_engine
+from bcss_nb.models.checkpoint import load_checkpoint
+from bcss_nb.serving.export import export_run
+from bcss_nb.training.provenance import device_name
 
 
 def eager(run):

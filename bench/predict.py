@@ -19,12 +19,12 @@ import tifffile
 import torch
 from PIL import Image
 
-from bcss_nb import metrics
-from bcss_nb.core import encode, get_schema
-from bcss_nb.engines import open_engine
-from bcss_nb.predict import predict, predict_file, starts
-from bcss_nb.sample import simulate_roi
-from bcss_nb.slides import Picture, open_picture
+from bcss_nb.core.labels import encode, get_schema
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.engines import open_engine
+from bcss_nb.inference.predict import predict, predict_file, starts
+from bcss_nb.inference.readers import Picture, open_picture
+from bcss_nb.training import metrics
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))/'roi'
 

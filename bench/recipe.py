@@ -19,11 +19,11 @@ import torch
 from monai.networks.nets import UNet
 from PIL import Image
 
-from bcss_nb.core import seed_everything
-from bcss_nb.dataset import TileSet, load_set, prepare, smoke_set
-from bcss_nb.metrics import confusion, dice
-from bcss_nb.sample import SITES, simulate_roi
-from bcss_nb.train import Trainer, predict, progress, tick, train_step
+from bcss_nb.core.files import seed_everything
+from bcss_nb.data.dataset import TileSet, load_set, prepare, smoke_set
+from bcss_nb.data.simulator import SITES, simulate_roi
+from bcss_nb.training.metrics import confusion, dice
+from bcss_nb.training.train import Trainer, predict, progress, tick, train_step
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
 OUT = Path('reports/bench/recipe.csv')

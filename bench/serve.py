@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
 from predict import region as whole_region  # noqa: E402
 from shared_serve import memory, service  # noqa: E402
 
-from bcss_nb.engines import cores  # noqa: E402
+from bcss_nb.inference.engines import cores  # noqa: E402
 
 
 def encoded(pixels, kind):
@@ -40,7 +40,7 @@ class Raw:
         code = f'''
 import sys, time, numpy as np
 from concurrent.futures import ThreadPoolExecutor
-from bcss_nb.engines import OnnxEngine, cores, open_engine, read_manifest
+from bcss_nb.inference.engines import OnnxEngine, cores, open_engine, read_manifest
 each, rng, ready = max(1, cores()//{workers}), np.random.default_rng(0), {{}}
 for name, shape in {shapes!r}.items():
     engines = [OnnxEngine({model!r}, read_manifest({model!r}), each) if name == 'tensors' else open_engine({model!r}, threads=each) for _ in range({workers})]

@@ -16,11 +16,11 @@ from monai.data import CacheDataset, DataLoader
 from monai.losses import DiceCELoss
 from torch import nn
 
-from bcss_nb.dataset import load_set, prepare
-from bcss_nb.layouts import find_root, index_source
-from bcss_nb.models import SharedPReLU, build_model
-from bcss_nb.sample import make_sample
-from bcss_nb.train import Trainer, train_step
+from bcss_nb.data.dataset import load_set, prepare
+from bcss_nb.data.simulator import make_sample
+from bcss_nb.data.sources import find_root, index_source
+from bcss_nb.models.registry import SharedPReLU, build_model
+from bcss_nb.training.train import Trainer, train_step
 from data import transforms
 
 

@@ -1,4 +1,4 @@
-"The site: chapters, API tables and written pages -> Markdown in _proc -> MkDocs -> _docs. No cell is executed, and of the project only `bcss_nb.files` is imported."
+"The site: chapters, API tables and written pages -> Markdown in _proc -> MkDocs -> _docs. No cell is executed, and of the project only `bcss_nb.core.folders` is imported."
 import argparse
 import ast
 import base64
@@ -22,20 +22,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT/'docs'), str(ROOT)]
 from docments import module_page, render, symbols  # noqa: E402
 
-from bcss_nb.files import RECORD, explain_strangers, read_record  # noqa: E402
+from bcss_nb.core.folders import RECORD, explain_strangers, read_record  # noqa: E402
 
 PROC, SITE_DIR = ROOT/'_proc', ROOT/'_docs'
 CFG = get_config(path=ROOT)
 BLOB = f'{CFG.git_url}/blob/{CFG.branch}'
 SITE = CFG.doc_host + CFG.doc_baseurl
-SECTIONS = {'Data': '00|01', 'Models and scores': '02', 'Training': '03', 'Evaluation': '04|05', 'Prediction': '06[a-c]?_', 'Export, service, monitoring': '06d|07|08|09'}
+STORY = 'The story'  # notebooks at the top of nbs/
+PACKAGES = ('core', 'data', 'models', 'training', 'evaluation', 'inference', 'serving')  # folders of nbs/, in the order of the imports
 LATER = {'cloud.md', 'peers.md'}  # may be missing
 ANSI = re.compile(r'\x1b\[[0-9;?]*[ -/]*[@-~]')
 FENCE = re.compile(r'^( *)(`{3,}|~{3,}).*?^\1\2[^\n]*$', re.M | re.S)
 
 
 def page_of(path)->str:
-    "nbs/02_models.ipynb -> models.md, the name that nbdev's own index uses."
+    "nbs/data/04_splits.ipynb -> splits.md; stems are unique, whatever their folder."
     return re.sub(r'^\d+[a-z]?_', '', Path(path).stem) + '.md'
 
 
@@ -62,9 +63,10 @@ def relink(text, here, anchors=None)->str:
     def one(m):
         image, label, link = m.groups()
         if link.startswith(SITE + '/'):
-            page, _, anchor = link[len(SITE) + 1:].partition('#')
-            if anchors is not None and anchor not in anchors.get(page.replace('.html', '.md'), ()): return label
-            return f'[{label}]({page.replace(".html", ".md")}#{anchor})'
+            link, _, anchor = link[len(SITE) + 1:].partition('#')
+            page = Path(link).with_suffix('.md').name
+            if anchors is not None and anchor not in anchors.get(page, ()): return label
+            return f'[{label}]({page}#{anchor})'
         if re.match(r'[a-z]+:|#|api/|pictures/', link): return m.group()
         return f'{image}[{label}]({target(link, image)})'
 
@@ -167,7 +169,7 @@ def chapter(path, anchors=None, docs=())->str:
     name, home = page_of(path)[:-3], Path(path).stem == 'index'
     nb = NBProcessor(path, procs=[populate_language, hide_line, filter_stream_, rm_header_dash, strip_ansi, clean_magics, hide_, add_links])
     module = next((c.directives_['default_exp'][0] for c in nb.nb.cells if 'default_exp' in c.directives_), None)
-    source, url = ((ROOT/f'bcss_nb/{module}.py').read_text(), f'{BLOB}/bcss_nb/{module}.py') if module else ('', '')
+    source, url = (file_of(module).read_text(), url_of(module)) if module else ('', '')
 
     def show(cell):
         if cell.cell_type != 'code': return
@@ -189,10 +191,12 @@ def chapter(path, anchors=None, docs=())->str:
         cells += [nbformat.v4.new_markdown_cell(o) for o in outs if o]
     made = nbformat.v4.new_notebook(cells=cells, metadata=dict(language_info=dict(name='python')))
     text = MarkdownExporter().from_notebook_node(made)[0]
-    text = relink(drawings(text, 'nbs'), 'nbs', anchors).lstrip()
-    where = [f'[API of `bcss_nb.{module}`](api/{module}.md)']*bool(module) + [f'[this chapter as a notebook]({BLOB}/nbs/{Path(path).name})']
+    here = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path('nbs')/path.name
+    folder = here.parent
+    text = relink(drawings(text, folder), folder, anchors).lstrip()
+    where = [f'[API of `bcss_nb.{module}`](api/{module}.md)']*bool(module) + [f'[this chapter as a notebook]({BLOB}/{here})']
     if not home: text = re.sub(r'^(# .+\n+> (?:.+\n)+)', lambda m: f'{m[1]}\n{" · ".join(where)}\n{{ .where }}\n', text, count=1)
-    return front(text, f'nbs/{Path(path).name}')
+    return front(text, here)
 
 
 def front(text, source)->str:
@@ -244,9 +248,21 @@ WRITTEN = set()
 
 
 def chapters()->list:
-    "Notebooks in the order in which the home page lists them, then by name."
-    listed = (ROOT/'nbs/index.ipynb').read_text()
-    return sorted((p for p in (ROOT/'nbs').glob('*.ipynb') if not p.name.startswith('_')), key=lambda p: (listed.find(f'({p.name}) |') % 10**9, p.name))
+    "Notebooks: the story, then package by package in the order of the imports."
+    nbs = ROOT/'nbs'
+    def rank(path): return (path.parent != nbs) and PACKAGES.index(path.parent.name) + 1
+    found = [p for folder in (nbs, *(nbs/name for name in PACKAGES)) for p in folder.glob('*.ipynb') if not p.name.startswith('_')]
+    return sorted(found, key=lambda path: (rank(path), path.name))
+
+
+def file_of(module)->Path:
+    "The file of a module such as `data.splits`."
+    return ROOT/f'bcss_nb/{module.replace(".", "/")}.py'
+
+
+def url_of(module)->str:
+    "The same file on GitHub."
+    return f'{BLOB}/bcss_nb/{module.replace(".", "/")}.py'
 
 
 def modules()->dict:
@@ -255,7 +271,7 @@ def modules()->dict:
     for path in chapters():
         cells = nbformat.read(path, 4).cells
         title = cells[0].source.split('\n')[0].lstrip('# ')
-        if m := re.search(r'^#\| default_exp (\w+)', '\n'.join(c.source for c in cells), flags=re.M): found[m[1]] = title, page_of(path)
+        if m := re.search(r'^#\| default_exp ([\w.]+)', '\n'.join(c.source for c in cells), flags=re.M): found[m[1]] = title, page_of(path)
     return found
 
 
@@ -265,11 +281,11 @@ def prepare():
     mods = modules()
     anchors, docs = {}, {}
     for module, (_, page) in mods.items():
-        shown = symbols((ROOT/f'bcss_nb/{module}.py').read_text())
+        shown = symbols(file_of(module).read_text())
         docs |= {s.name: s.doc for s in shown}
         anchors[page] = {x.anchor for s in shown for x in [s, *s.members]}
-        text = module_page(module, (ROOT/f'bcss_nb/{module}.py').read_text(), f'{BLOB}/bcss_nb/{module}.py', mods[module])
-        write(PROC/'api'/f'{module}.md', front(text, f'bcss_nb/{module}.py'))
+        text = module_page(module, file_of(module).read_text(), url_of(module), mods[module])
+        write(PROC/'api'/f'{module}.md', front(text, file_of(module).relative_to(ROOT)))
     for path in chapters(): write(PROC/page_of(path), chapter(path, anchors, docs))
     for path in (ROOT/'docs').glob('*.md'):
         if not path.read_text().startswith('# '): continue
@@ -310,7 +326,8 @@ def fill(nav)->list:
     for item in nav:
         title, value = next(iter(item.items())) if isinstance(item, dict) else (None, item)
         if value == 'CHAPTERS':
-            groups = {t: [page_of(p) for p in chapters() if re.match(rx, p.name)] for t, rx in SECTIONS.items()}
+            titles = {'nbs': STORY} | {name: name.capitalize() for name in PACKAGES}
+            groups = {t: [page_of(p) for p in chapters() if p.parent.name == folder and p.stem != 'index'] for folder, t in titles.items()}
             filled.append({title: [{t: pages} for t, pages in groups.items()]})
         elif value == 'MODULES': filled.append({title: [{m: f'api/{m}.md'} for m in sorted(modules())]})
         elif isinstance(value, list): filled.append({title: fill(value)})

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT/'_docs'
 BROWSER = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 QUIET = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
-AXE_PAGES = 'index.html', 'models.html', 'compare.html', 'api/core.html', 'faq.html', 'architecture.html', 'checklist.html'
+AXE_PAGES = 'index.html', 'models.html', 'compare.html', 'api/core.labels.html', 'faq.html', 'architecture.html', 'checklist.html'
 AXE_RULES = dict(runOnly=dict(type='tag', values=['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']))
 
 
@@ -29,7 +29,7 @@ def load(site)->dict:
 
 def notebook_pages(root)->set:
     "The pages that come from notebooks."
-    return {re.sub(r'^\d+[a-z]?_', '', p.stem) + '.html' for p in (Path(root)/'nbs').glob('*.ipynb') if not p.name.startswith('_')}
+    return {re.sub(r'^\d+[a-z]?_', '', p.stem) + '.html' for p in (Path(root)/'nbs').rglob('*.ipynb') if not p.name.startswith('_')}
 
 
 def file_problem(path, fragment, root)->str:

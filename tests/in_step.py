@@ -1,6 +1,7 @@
 "Is everything that is generated what its notebook says? `--write-readme` writes README.md from nbs/index.ipynb."
 import filecmp
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def readme()->str:
         if cell['cell_type'] == 'markdown': parts.append(source)
         for out in cell.get('outputs', []):
             if 'text/markdown' in out.get('data', {}): parts.append(''.join(out['data']['text/markdown']))
-    return '\n\n'.join(parts).replace('(images/', '(nbs/images/').replace('](0', '](nbs/0').replace('](../', '](') + '\n'
+    text = '\n\n'.join(parts).replace('(images/', '(nbs/images/').replace('](../', '](')
+    return re.sub(r'\]\((?!nbs/)([\w/]+\.ipynb)', r'](nbs/\1', text) + '\n'
 
 
 def changed()->list:
@@ -30,7 +32,7 @@ def changed()->list:
         for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, copy)
         for name in ('nbs', 'bcss_nb'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
         for command in ('nbdev_export', 'nbdev_clean'): subprocess.run([command], cwd=copy, check=True)
-        files = [p for name in ('nbs', 'bcss_nb') for p in sorted((copy/name).glob('*.*')) if p.is_file()]
+        files = [p for name in ('nbs', 'bcss_nb') for p in sorted((copy/name).rglob('*.*')) if p.is_file()]
         return [str(p.relative_to(copy)) for p in files if not (ROOT/p.relative_to(copy)).exists() or not filecmp.cmp(p, ROOT/p.relative_to(copy), shallow=False)]
 
 

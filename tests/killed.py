@@ -21,9 +21,9 @@ os.environ['JE_ARROW_MALLOC_CONF'] = 'background_thread:false'  # pyarrow's allo
 
 import torch
 
-from bcss_nb import checkpoint
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.train import Trainer, fit
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.models import checkpoint
+from bcss_nb.training.train import Trainer, fit
 
 REAL_SAVE, REAL_REPLACE = torch.save, os.replace
 

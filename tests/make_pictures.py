@@ -9,9 +9,9 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from bcss_nb.core import get_schema
-from bcss_nb.engines import Engine
-from bcss_nb.sample import simulate_roi
+from bcss_nb.core.labels import get_schema
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.engines import Engine
 
 
 class Brightest(Engine):

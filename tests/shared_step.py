@@ -3,8 +3,8 @@ import sys
 
 import torch
 
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.train import Trainer, make_fabric, validate
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.training.train import Trainer, make_fabric, validate
 
 if __name__ == '__main__':
     out, model, accumulate, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from bcss_nb.cli import main
-from bcss_nb.sample import simulate_roi
-from bcss_nb.train import make_fabric
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.training.train import make_fabric
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_ctrl_c_is_one_line(command, seconds, exported, run, tmp_path):
     Image.fromarray(np.tile(simulate_roi(1, shape=(500, 500))[1], (8, 8, 1))).save(tmp_path/'large.png')
     args = dict(predict=['bcss_nb.cli', 'predict', tmp_path/'large.png', '--model', run, '--out', tmp_path/'out', '--mpp', .25],
                 serve=['bcss_nb.cli', 'serve', '--model', exported, '--port', 0],
-                train=['bcss_nb.train', '--out', tmp_path/'run', '--steps', 100_000, '--batch', 2],
+                train=['bcss_nb.training.train', '--out', tmp_path/'run', '--steps', 100_000, '--batch', 2],
                 export=['bcss_nb.cli', 'export', run, '--data', 'data/smoke', '--out', tmp_path/'export'])[command]
     code = '''import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from bcss_nb.core import from_root
+from bcss_nb.core.files import from_root
 
 pytest.importorskip('bs4', reason='make setup-dev installs what the site needs')
 
@@ -109,10 +109,10 @@ def test_what_only_a_browser_sees_is_found(tmp_path):
     ('docs', '[a](../deploy/)', f'[a]({build.CFG.git_url}/tree/{build.CFG.branch}/deploy)'),
     ('.', '[a](nbs/00a_eda.ipynb)', '[a](eda.md)'),
     ('nbs', '[a](https://openslide.org)', '[a](https://openslide.org)'),
-    ('nbs', f'[`x`]({build.SITE}/core.html#pick)', '[`x`](core.md#pick)'),
-    ('nbs', f'[`x`]({build.SITE}/core.html#_gone)', '`x`'),
+    ('nbs', f'[`x`]({build.SITE}/core/labels.html#pick)', '[`x`](labels.md#pick)'),
+    ('nbs', f'[`x`]({build.SITE}/core/labels.html#_gone)', '`x`'),
     ('nbs', '```\n[a](02_models.ipynb)\n```', '```\n[a](02_models.ipynb)\n```')])
-def test_links_lead_to_pages(here, link, page): assert build.relink(link, here, {'core.md': {'pick'}}) == page
+def test_links_lead_to_pages(here, link, page): assert build.relink(link, here, {'labels.md': {'pick'}}) == page
 
 
 def test_docments_become_tables():
@@ -132,11 +132,11 @@ def test_every_public_name_has_its_row():
     "The tables say what the code says: names as in the package, parameters as Python sees them."
     import inspect
 
-    import bcss_nb.core as core
-    for s in docments.symbols(from_root('bcss_nb/core.py').read_text()):
-        assert s.name in core.__all__
+    import bcss_nb.core.labels as labels
+    for s in docments.symbols(from_root('bcss_nb/core/labels.py').read_text()):
+        assert s.name in labels.__all__
         names = [n.lstrip('*') for row in s.rows for n in row[0].split(', ')]
-        assert names == [p for p in inspect.signature(getattr(core, s.name)).parameters if p != 'self'], s.name
+        assert names == [p for p in inspect.signature(getattr(labels, s.name)).parameters if p != 'self'], s.name
 
 
 def test_a_notebook_becomes_a_page(tmp_path):
@@ -147,9 +147,9 @@ def test_a_notebook_becomes_a_page(tmp_path):
     frame = nbformat.v4.new_output('execute_result', {'text/html':
         '<div><style scoped>th {}</style>\n<table border="1" class="dataframe"><tr><th></th><th>Dice</th></tr></table></div>'})
     md, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    cells = [md('# Tiny\n\n> A chapter for a test.'), code('#| default_exp core'), code('#| export\nimport os'),
+    cells = [md('# Tiny\n\n> A chapter for a test.'), code('#| default_exp core.labels'), code('#| export\nimport os'),
              code('#| export\ndef pick(\n    a:int, # a number\n): # the same\n    "Look it up."\n    return a'), code('#| hide\nsecret = 1'),
-             md('## Seen\n\nA red tile, and:\n- one\n- two\n\nSee [core](00_core.ipynb).'), code("show_tiles(x, names=['image', 'label'])", outputs=[shown, said, frame])]
+             md('## Seen\n\nA red tile, and:\n- one\n- two\n\nSee [labels](core/00_labels.ipynb).'), code("show_tiles(x, names=['image', 'label'])", outputs=[shown, said, frame])]
     path = tmp_path/'99_tiny.ipynb'
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     build.PROC, before = tmp_path/'proc', build.PROC
@@ -158,9 +158,9 @@ def test_a_notebook_becomes_a_page(tmp_path):
     assert page.startswith('---\ntitle: "Tiny"\ndescription: "A chapter for a test."\n')
     assert 'secret' not in page and '#|' not in page and 'import os' not in page and 'default_exp' not in page
     assert '### `pick` { #pick .symbol }' in page and '<td>a number</td>' in page and '??? source "Source"' in page and '    def pick(' in page
-    assert 'and:\n\n- one\n- two' in page and '[core](core.md)' in page
+    assert 'and:\n\n- one\n- two' in page and '[labels](labels.md)' in page
     [written] = (tmp_path/'proc/pictures').iterdir()
-    assert f'![Seen. Rows of tiles. Rows or columns: image, label. See core](pictures/{written.name}){{ loading=lazy width=30 height=20 }}' in page
+    assert f'![Seen. Rows of tiles. Rows or columns: image, label. See labels](pictures/{written.name}){{ loading=lazy width=30 height=20 }}' in page
     assert written.read_bytes() == picture.getvalue()
     assert 'red text' in page and '\x1b' not in page and '<style' not in page and '<td></td><th>Dice</th>' in page
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_nb.dataset import load_set, prepare
-from bcss_nb.download import DownloadError, RoiServers, fetch, get_kaggle, get_roi
+from bcss_nb.data.dataset import load_set, prepare
+from bcss_nb.data.download import DownloadError, RoiServers, fetch, get_kaggle, get_roi
 
 ROOT = Path(__file__).parent.parent
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -193,5 +193,6 @@ def test_kaggle_refusal_and_no_credential_say_what_to_do(kaggle, tmp_path, monke
 
 def test_make_data_without_a_credential_ends_with_a_plain_message(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith('KAGGLE')} | dict(HOME=str(tmp_path))
-    done = subprocess.run([sys.executable, '-c', f'from bcss_nb.download import main; main("kaggle224", "{tmp_path}/kaggle")'], capture_output=True, text=True, env=env, cwd=ROOT)
+    code = f'from bcss_nb.data.download import main; main("kaggle224", "{tmp_path}/kaggle")'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 1 and 'kaggle.json' in done.stderr and 'Traceback' not in done.stderr

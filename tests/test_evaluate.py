@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from bcss_nb.calibration import ece, ece_by_class, reliability_counts
-from bcss_nb.checkpoint import read_checkpoint, save_checkpoint
-from bcss_nb.compare import colour_counts, compare, differences, sentences
-from bcss_nb.core import IGNORE, write_json
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.evaluate import any_runs, describe, evaluate_runs, load_evaluation, load_run
-from bcss_nb.export import judge
-from bcss_nb.intervals import estimate, holm, paired_difference, resample
-from bcss_nb.metrics import confusion, dice, iou, mean_dice, precision, recall, show_confusion
-from bcss_nb.report import write_cards, write_page
-from bcss_nb.robustness import shift_table
-from bcss_nb.surface import surface_counts, surface_dice
-from bcss_nb.train import Trainer, fit, val_scores
+from bcss_nb.core.files import write_json
+from bcss_nb.core.labels import IGNORE
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.evaluation.calibration import ece, ece_by_class, reliability_counts
+from bcss_nb.evaluation.comparison import colour_counts, compare, differences, sentences
+from bcss_nb.evaluation.perturbations import shift_table
+from bcss_nb.evaluation.report import write_cards, write_page
+from bcss_nb.evaluation.scoring import any_runs, describe, evaluate_runs, load_evaluation, load_run
+from bcss_nb.evaluation.statistics import estimate, holm, paired_difference, resample
+from bcss_nb.evaluation.surface import surface_counts, surface_dice
+from bcss_nb.models.checkpoint import read_checkpoint, save_checkpoint
+from bcss_nb.serving.export import judge
+from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, precision, recall, show_confusion
+from bcss_nb.training.train import Trainer, fit, val_scores
 
 
 @pytest.fixture(scope='module')

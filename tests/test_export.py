@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from bcss_nb.checkpoint import load_checkpoint
-from bcss_nb.engines import OnnxEngine, TorchEngine, open_engine, read_manifest
-from bcss_nb.evaluate import any_runs
-from bcss_nb.export import export_run, write_bundle, write_onnx
+from bcss_nb.evaluation.scoring import any_runs
+from bcss_nb.inference.engines import OnnxEngine, TorchEngine, open_engine, read_manifest
+from bcss_nb.models.checkpoint import load_checkpoint
+from bcss_nb.serving.export import export_run, write_bundle, write_onnx
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def test_the_bundle_says_what_monai_asks_for(exported):
 
 
 def test_eight_bits_that_lose_too_much_are_not_published(ts, run, tmp_path, monkeypatch):
-    monkeypatch.setattr('bcss_nb.export.write_int8', ruined)
+    monkeypatch.setattr('bcss_nb.serving.export.write_int8', ruined)
     table = export_run(run, ts, tmp_path/'model', tiles=8)
     about = read_manifest(tmp_path/'model')
     assert 'model.int8.onnx' not in about['files'] and not (tmp_path/'model/model.int8.onnx').exists() and 'int8' not in about['engine']
@@ -63,7 +63,7 @@ def test_a_failed_export_keeps_the_old_one(ts, run, tmp_path, exported, monkeypa
     shutil.copytree(exported, tmp_path/'model')
     before = (tmp_path/'model/model.json').read_bytes()
     def broken(*args): raise OSError('no space left')
-    monkeypatch.setattr('bcss_nb.export.write_bundle', broken)
+    monkeypatch.setattr('bcss_nb.serving.export.write_bundle', broken)
     with pytest.raises(OSError): export_run(run, ts, tmp_path/'model', tiles=4)
     assert (tmp_path/'model/model.json').read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['model']
     assert read_manifest(tmp_path/'model')

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bcss_nb import cli
-from bcss_nb.checkpoint import sweep
-from bcss_nb.dataset import prepare
-from bcss_nb.download import DownloadError, get_kaggle, get_roi
-from bcss_nb.export import export_run
-from bcss_nb.files import EXPORTED_MODEL, check_replaceable, claim_files, replacing
-from bcss_nb.sample import make_sample
-from bcss_nb.train import Trainer, fit, run
+from bcss_nb.core.folders import EXPORTED_MODEL, check_replaceable, claim_files, replacing
+from bcss_nb.data.dataset import prepare
+from bcss_nb.data.download import DownloadError, get_kaggle, get_roi
+from bcss_nb.data.simulator import make_sample
+from bcss_nb.serving.export import export_run
+from bcss_nb.training.run_state import sweep
+from bcss_nb.training.train import Trainer, fit, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +51,7 @@ def unchanged(folder, call, words='', kinds=(ValueError,)):
 
 
 def test_export_leaves_a_full_folder_alone(desktop, ts, run, monkeypatch, capsys):
-    monkeypatch.setattr('bcss_nb.export.write_onnx', lambda *a: pytest.fail('work was done before the check'))
+    monkeypatch.setattr('bcss_nb.serving.export.write_onnx', lambda *a: pytest.fail('work was done before the check'))
     unchanged(desktop, lambda: export_run(run, ts, desktop, tiles=4), 'thesis.docx|bundle|empty|hidden')
     before = snapshot(desktop)
     assert cli.main(['export', str(run), '--data', str(ROOT/'data/smoke'), '--out', str(desktop), '--tiles', '4']) == 1
@@ -120,7 +120,7 @@ def test_killed_runs_leave_work_folders_that_only_their_owner_and_the_next_run_r
     out, mine = tmp_path/'model', tmp_path/'.model.mine.bcss_nb'
     shutil.copytree(exported, out)
     mine.mkdir(); (mine/'lock').touch(); (mine/'thesis.docx').write_text('x')
-    code = ("import os, signal, sys; from bcss_nb.files import *\nwith replacing(sys.argv[1], EXPORTED_MODEL) as new:\n (new/'model.onnx').write_text('half')\n"
+    code = ("import os, signal, sys; from bcss_nb.core.folders import *\nwith replacing(sys.argv[1], EXPORTED_MODEL) as new:\n (new/'model.onnx').write_text('half')\n"
             " os.kill(os.getpid(), signal.SIGKILL)")
     subprocess.run([sys.executable, '-c', code, str(out)], cwd=ROOT)
     left = [p for p in tmp_path.glob('.model.*') if p != mine]
@@ -228,7 +228,7 @@ def test_reports_may_be_written_again_where_they_were_written_before(tmp_path):
 
 def test_make_clean_removes_what_runs_made_and_nothing_else(exported, run, desktop):
     project = desktop.parent/'project'
-    for name in ('Makefile', 'settings.ini', 'params.yaml', 'deploy/gcp/gcp.mk', 'bcss_nb/__init__.py', 'bcss_nb/files.py'):
+    for name in ('Makefile', 'settings.ini', 'params.yaml', 'deploy/gcp/gcp.mk', 'bcss_nb/__init__.py', 'bcss_nb/core/folders.py'):
         (project/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/name, project/name)
     shutil.copytree(exported, project/'exports/bcss')

@@ -144,13 +144,13 @@ def test_service_that_cloud_run_does_not_know_is_refused(path, value):
 
 
 def test_service_fits_the_program():
-    from bcss_nb.serve import Settings
+    from bcss_nb.serving.app import Settings
     inside = spec('service')['spec']['template']['spec']
     env = {e['name']: e['value'] for e in inside['containers'][0]['env']}
     s = Settings.from_env(env)
     assert all(hasattr(s, k.removeprefix('BCSS_').lower()) for k in env) and inside['containerConcurrency'] == s.workers + s.waiting + 1
     assert inside['timeoutSeconds'] > s.deadline + s.body_seconds
-    source = (ROOT/'bcss_nb/serve.py').read_text()
+    source = (ROOT/'bcss_nb/serving/app.py').read_text()
     assert all(f"'{inside['containers'][0][p]['httpGet']['path']}'" in source for p in ('startupProbe', 'livenessProbe'))
 
 
@@ -325,10 +325,10 @@ def test_job_on_many_devices_runs_torchrun(job, place, nodes, rank):
     calls = [shlex.split(c) for c in job.calls()]
     assert [c[c.index('--out') + 1] for c in calls] == [f'{job.bucket}/runs/a-job/runs/{m}/{s}' for m in ('unet', 'unetr') for s in (42, 43)]
     asked = ' '.join(calls[0])
-    assert f'--nnodes {nodes} --node-rank {rank} ' in asked and f'--nproc-per-node {max(1, int(place.get("GPUS", 1)))} -m bcss_nb.train --model unet --seed 42 ' in asked
+    assert f'--nnodes {nodes} --node-rank {rank} ' in asked and f'--nproc-per-node {max(1, int(place.get("GPUS", 1)))} -m bcss_nb.training.train --model unet --seed 42 ' in asked
     assert '--batch=64' in asked and '--compile' in asked and '--no-weighted' in asked and '--budget=full' in asked
     assert (job.bucket/'runs/a-job/params.yaml').exists() == (rank == 0)
-    fields = next(n for n in ast.parse((ROOT/'bcss_nb/train.py').read_text()).body if isinstance(n, ast.ClassDef) and n.name == 'Config').body
+    fields = next(n for n in ast.parse((ROOT/'bcss_nb/training/train.py').read_text()).body if isinstance(n, ast.ClassDef) and n.name == 'Config').body
     known = {n.target.id for n in fields if isinstance(n, ast.AnnAssign)} | {'data', 'out', 'resume', 'track', 'group'}
     assert {w[2:].split('=')[0].removeprefix('no-') for w in calls[0][calls[0].index('-m'):] if w.startswith('--')} <= known
 

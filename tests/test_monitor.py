@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from shared_serve import free_port, service
 
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.monitor import alarms, answers_of, as_columns, drift_over_time, drift_report, read_store, traffic, unseen_features
-from bcss_nb.robustness import restain
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.evaluation.perturbations import restain
+from bcss_nb.serving.traffic import alarms, answers_of, as_columns, drift_over_time, drift_report, read_store, traffic, unseen_features
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT/'deploy/monitoring'

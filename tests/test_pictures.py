@@ -37,11 +37,12 @@ from make_pictures import (
 )
 from PIL import Image
 
-from bcss_nb.core import IGNORE
-from bcss_nb.dataset import Cut, load_set, prepare
-from bcss_nb.predict import find_pictures, predict_file, predict_files
-from bcss_nb.sample import simulate_roi
-from bcss_nb.serve import Settings, create_app
+from bcss_nb.core.labels import IGNORE
+from bcss_nb.data.dataset import Cut, load_set, prepare
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.discovery import find_pictures
+from bcss_nb.inference.predict import predict_file, predict_files
+from bcss_nb.serving.app import Settings, create_app
 
 NEAR = 10       # pixels beside the border of an area in which either answer is right
 MPP_TEXT = .25  # of files that do not say, given by hand
@@ -61,7 +62,7 @@ def tissue() -> np.ndarray:
 def client(exported):
     "A client of a service whose engine is `Brightest`."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bcss_nb.serve.open_engine', lambda *args, **kwargs: Brightest())
+        patch.setattr('bcss_nb.serving.app.open_engine', lambda *args, **kwargs: Brightest())
         app = create_app(Settings(model=str(exported), workers=1, max_bytes=64 * 2**20, deadline=60))
     with TestClient(app) as made:
         yield made

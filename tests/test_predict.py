@@ -15,12 +15,12 @@ import tifffile
 from PIL import Image
 from rasterio.features import rasterize
 
-from bcss_nb.core import GLASS, IGNORE, get_schema
-from bcss_nb.engines import Engine, TorchEngine, open_engine
-from bcss_nb.predict import bands, predict, predict_file, starts
-from bcss_nb.sample import simulate_roi
-from bcss_nb.shapes import sieved
-from bcss_nb.slides import Picture, open_picture
+from bcss_nb.core.labels import GLASS, IGNORE, get_schema
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.engines import Engine, TorchEngine, open_engine
+from bcss_nb.inference.postprocess import sieved
+from bcss_nb.inference.predict import bands, predict, predict_file, starts
+from bcss_nb.inference.readers import Picture, open_picture
 
 REAL = sorted((Path(os.environ.get('BCSS_REAL', '../shared/data'))/'roi'/'rgbs_colorNormalized').glob('*.png'))
 
@@ -41,7 +41,7 @@ def region(): return simulate_roi(7, shape=(900, 1300))[1]
 
 @pytest.mark.parametrize('window, stride, stripe', [(512, 384, 8192), (256, 256, 8192), (64, 48, 400), (224, 16, 8192), (2048, 1536, 8192)])
 def test_windows_do_not_matter_to_a_pixelwise_net(region, window, stride, stripe, monkeypatch):
-    monkeypatch.setattr('bcss_nb.predict.STRIPE', stripe)
+    monkeypatch.setattr('bcss_nb.inference.predict.STRIPE', stripe)
     if stride == 16: region = region[:300, :400]
     m = predict(Picture(region), Reddish(), window, stride, least=0, tissue=0)
     x = region.astype(np.float32)/255

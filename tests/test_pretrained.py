@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bcss_nb.models import Encoder, build_model
-from bcss_nb.pretrained import HALF, IMAGENET, describe_loading, fold_normalisation, load_pretrained, map_vit, read_weights, resize_positions
+from bcss_nb.models.pretrained import HALF, IMAGENET, describe_loading, fold_normalisation, load_pretrained, map_vit, read_weights, resize_positions
+from bcss_nb.models.registry import Encoder, build_model
 
 transformers = pytest.importorskip('transformers')
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bcss_nb import cli, ranges
-from bcss_nb.dataset import Cut, prepare
-from bcss_nb.engines import ENGINES
-from bcss_nb.ranges import Range, check_ranges
-from bcss_nb.sample import make_sample
-from bcss_nb.serve import Settings
-from bcss_nb.train import BUDGETS, Config
-from bcss_nb.train import main as train
+from bcss_nb import cli
+from bcss_nb.core import ranges
+from bcss_nb.core.ranges import Range, check_ranges
+from bcss_nb.data.dataset import Cut, prepare
+from bcss_nb.data.simulator import make_sample
+from bcss_nb.inference.engines import ENGINES
+from bcss_nb.serving.app import Settings
+from bcss_nb.training.train import BUDGETS, Config
+from bcss_nb.training.train import main as train
 
 ROOT = Path(__file__).parent.parent
 BAD = (math.nan, math.inf, -math.inf)
@@ -60,15 +61,15 @@ def test_every_option_of_every_command_has_a_range(command, table):
 @pytest.mark.parametrize('option,value', [(f'--{k}', v) for k, r in numbers(ranges.PREDICT_RANGES).items() for v in
                                           (below(r), above(r), *(BAD if r.kind is float else ()))] + [('--device', 'gpu'), ('--engine', 'fast')])
 def test_predict_refuses_before_anything_is_loaded(option, value, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr('bcss_nb.engines.open_engine', lambda *a: pytest.fail('a model was loaded first'))
+    monkeypatch.setattr('bcss_nb.inference.engines.open_engine', lambda *a: pytest.fail('a model was loaded first'))
     assert cli.main(['predict', str(tmp_path), '--model', 'x', '--out', str(tmp_path/'out'), f'{option}={value}']) == 1
     said = capsys.readouterr().err
     assert said.startswith('bcss predict: ') and option.lstrip('-') in said and str(value) in said and len(said.splitlines()) == 1 and not (tmp_path/'out').exists()
 
 
 def test_export_and_serve_refuse_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr('bcss_nb.dataset.load_set', lambda *a: pytest.fail('the set was loaded first'))
-    monkeypatch.setattr('bcss_nb.serve.run_service', lambda *a: pytest.fail('the service was started'))
+    monkeypatch.setattr('bcss_nb.data.dataset.load_set', lambda *a: pytest.fail('the set was loaded first'))
+    monkeypatch.setattr('bcss_nb.serving.app.run_service', lambda *a: pytest.fail('the service was started'))
     for args in (['export', 'x', '--data', 'x', '--out', str(tmp_path/'o'), '--tiles', '-1'], ['export', 'x', '--data', 'x', '--out', str(tmp_path/'o'), '--engine', 'fast'],
                  ['serve', '--port', '-1'], ['serve', '--port', '65536'], ['serve', '--host', '']):
         assert cli.main(args) == 1
@@ -87,7 +88,7 @@ def test_every_parameter_of_a_training_has_a_range():
 
 @pytest.mark.parametrize('args', '--steps=-5 --batch=0 --clip=-1 --ema=1 --minutes=-1 --lr=nan --epochs=inf --accumulate=0 --seed=-1 --track=maybe --resume=perhaps'.split())
 def test_training_refuses_before_the_set_is_loaded(args, monkeypatch, tmp_path):
-    monkeypatch.setattr('bcss_nb.train.load_set', lambda *a: pytest.fail('the set was loaded first'))
+    monkeypatch.setattr('bcss_nb.training.train.load_set', lambda *a: pytest.fail('the set was loaded first'))
     with pytest.raises(SystemExit) as caught: train([args, f'--out={tmp_path}/run', '--data=x'])
     name, value = args.lstrip('-').split('=')
     assert name in str(caught.value.code) and value in str(caught.value.code) and not (tmp_path/'run').exists()
@@ -96,7 +97,7 @@ def test_training_refuses_before_the_set_is_loaded(args, monkeypatch, tmp_path):
 @pytest.mark.parametrize('args', [dict(val=math.nan), dict(val=-1.), dict(folds=1, split='patient-kfold'), dict(fold=-1, split='patient-kfold'),
                                   dict(fold=5, split='patient-kfold'), dict(seed=-1), dict(workers=-1)])
 def test_prepare_refuses_before_it_reads(args, monkeypatch, tmp_path):
-    monkeypatch.setattr('bcss_nb.dataset.find_root', lambda *a: pytest.fail('the data was read first'))
+    monkeypatch.setattr('bcss_nb.data.dataset.find_root', lambda *a: pytest.fail('the data was read first'))
     refuses(lambda: prepare('kaggle224', 'x', tmp_path/'out', **args), next(k for k in args if k != 'split'))
 
 

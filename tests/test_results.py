@@ -17,11 +17,12 @@ import tifffile
 from PIL import Image
 from test_predict import Plain, Reddish
 
-from bcss_nb.pixels import UnreadableImage
-from bcss_nb.predict import find_pictures, predict, predict_file, predict_files
-from bcss_nb.results import ResultConflict
-from bcss_nb.sample import simulate_roi
-from bcss_nb.slides import Picture
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.discovery import find_pictures
+from bcss_nb.inference.pixels import UnreadableImage
+from bcss_nb.inference.predict import predict, predict_file, predict_files
+from bcss_nb.inference.readers import Picture
+from bcss_nb.inference.result_folders import ResultConflict
 
 OUTPUTS = ['.classes.ome.tif', '.geojson', '.json', '.overlay.png']
 

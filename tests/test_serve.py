@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from shared_serve import memory, requests_logged, service
 
-from bcss_nb.engines import OnnxEngine, as_input, read_manifest
-from bcss_nb.sample import simulate_roi
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.engines import OnnxEngine, as_input, read_manifest
 
 HOSTILE = int(os.environ.get('HOSTILE', 300))  # requests; 5000 for a long look
 pytestmark = pytest.mark.timeout(max(600, HOSTILE))
@@ -53,7 +53,7 @@ def served(exported, tmp_path_factory):
 def test_serves_without_torch(exported):
     code = f'''
 import sys
-from bcss_nb.serve import Settings, create_app
+from bcss_nb.serving.app import Settings, create_app
 create_app(Settings(model={str(exported)!r}))
 heavy = [m for m in ("torch", "monai", "lightning", "pandas", "scipy", "matplotlib", "fastcore", "nbdev") if m in sys.modules]
 assert not heavy, heavy'''

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bcss_nb.dataset import load_set, prepare
-from bcss_nb.layouts import find_root
-from bcss_nb.sample import make_sample
+from bcss_nb.data.dataset import load_set, prepare
+from bcss_nb.data.simulator import make_sample
+from bcss_nb.data.sources import find_root
 
 ROOT = Path(__file__).parent.parent
 HOLD = dict(test_patients='SYNT-H1-0000', val=0.)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bcss_nb.split import check_split, patient_fold, people_of, shared_patients, shipped_parts, split_patients
+from bcss_nb.data.splits import check_split, patient_fold, people_of, shared_patients, shipped_parts, split_patients
 
 SITES = [a + b for a in 'ABCDEO' for b in string.digits + 'L']
 PARTS = {'train', 'val', 'test'}

@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 
-from bcss_nb.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.metrics import DiceCELoss
-from bcss_nb.train import Config, Stopped, Trainer, fit, progress, train_step
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from bcss_nb.training.metrics import DiceCELoss
+from bcss_nb.training.train import Config, Stopped, Trainer, fit, progress, train_step
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
@@ -58,7 +58,7 @@ def test_two_processes_learn_what_one_does(tmp_path, model, accumulate, precisio
 
 def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
     smoke_set()
-    command = [*TORCHRUN, '-m', 'bcss_nb.train', '--steps', '30', '--batch', '4', '--out', tmp_path/'run']
+    command = [*TORCHRUN, '-m', 'bcss_nb.training.train', '--steps', '30', '--batch', '4', '--out', tmp_path/'run']
     env = dict(os.environ, OMP_NUM_THREADS='1')
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, env=env)
     deadline = time.time() + 120
@@ -75,7 +75,7 @@ def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
 
 def test_many_processes_go_by_one_clock_and_save_together(tmp_path):
     smoke_set()
-    python(*TORCHRUN, '-m', 'bcss_nb.train', '--minutes', '0.05', '--batch', '2', '--out', tmp_path, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=150)
+    python(*TORCHRUN, '-m', 'bcss_nb.training.train', '--minutes', '0.05', '--batch', '2', '--out', tmp_path, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=150)
     about = json.loads((tmp_path/'train.json').read_text())
     assert about['unit'] == 'minutes' and 3 <= about['train_seconds'] < 8 and read_checkpoint(tmp_path/'last.pt')['finished']
 
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(ts, tmp_path):
 
 
 def test_command_line_says_in_one_line_why_it_ended(tmp_path):
-    command = [sys.executable, '-m', 'bcss_nb.train', '--steps', '2', '--batch', '3', '--accumulate', '2', '--out', str(tmp_path)]
+    command = [sys.executable, '-m', 'bcss_nb.training.train', '--steps', '2', '--batch', '3', '--accumulate', '2', '--out', str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and 'batch 3 cannot be shared' in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
 
@@ -193,6 +193,6 @@ def test_mixed_precision_and_compile_are_options(ts):
 
 
 def test_processes_that_read_different_checkpoints_stop(ts, tmp_path, monkeypatch):
-    monkeypatch.setattr('bcss_nb.train.gather', lambda t, mine: [mine, mine + 5])
+    monkeypatch.setattr('bcss_nb.training.train.gather', lambda t, mine: [mine, mine + 5])
     with pytest.raises(ValueError, match='last.pt changed while processes read it .steps .0, 5.'): fit(Trainer(ts, 'unet', steps=1, batch=2), tmp_path)
     assert not list(tmp_path.glob('*.pt'))

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from shared_serve import proxy, service
 
-from bcss_nb.core import get_schema, rgb_table
-from bcss_nb.engines import open_engine
-from bcss_nb.predict import predict
-from bcss_nb.sample import simulate_roi
-from bcss_nb.slides import Picture
+from bcss_nb.core.labels import get_schema, rgb_table
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.engines import open_engine
+from bcss_nb.inference.predict import predict
+from bcss_nb.inference.readers import Picture
 
 BROWSER = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 QUIET = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()

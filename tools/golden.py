@@ -15,22 +15,23 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from bcss_nb.core import write_json
-from bcss_nb.dataset import load_set, smoke_set
-from bcss_nb.engines import open_engine
-from bcss_nb.evaluate import evaluate_runs
-from bcss_nb.export import export_run
-from bcss_nb.predict import predict_file
-from bcss_nb.sample import simulate_roi
-from bcss_nb.serve import Settings, create_app
-from bcss_nb.train import Trainer, fit
+from bcss_nb.core.files import write_json
+from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.evaluation.scoring import evaluate_runs
+from bcss_nb.inference.engines import open_engine
+from bcss_nb.inference.predict import predict_file
+from bcss_nb.serving.app import Settings, create_app
+from bcss_nb.serving.export import export_run
+from bcss_nb.training.train import Trainer, fit
 
 # what differs from run to run
-VOLATILE = re.compile(r'second|tiles_s|memory|peak|commit|dirty|version|started|host|device|date|time|path|cpu|speed|warm|source|code|id$|stat$|ms$', re.I)
+VOLATILE = re.compile(r'second|tiles_s|memory|peak|commit|dirty|version|started|host|device|date|time|path|cpu|speed|warm|source|code|id$|git$|links|stat$|ms$', re.I)
 ENGINES = ('onnxruntime-f32', 'onnxruntime-int8', 'openvino-f32', 'openvino-int8')
 
 
@@ -97,7 +98,7 @@ def predict(model:Path, out:Path)->dict:
         Image.fromarray(simulate_roi(3, shape=shape)[1]).save(out/f'{name}.png')
         golden |= flatten(predict_file(out/f'{name}.png', open_engine(model, 'onnxruntime-f32'), out/'results', mpp=.25), f'predict.{name}')
         folder = out/f'results/{name}.png.bcss'
-        golden[f'predict.{name}.class_map'] = hash_of((folder/f'{name}.classes.ome.tif').read_bytes())
+        golden[f'predict.{name}.class_map'] = hash_array(tifffile.imread(folder/f'{name}.classes.ome.tif'))
         features = json.loads((folder/f'{name}.geojson').read_text())['features']
         golden[f'predict.{name}.outlines'] = hash_of(json.dumps([(f['geometry'], f['properties']) for f in features], sort_keys=True))
         golden[f'predict.{name}.overlay'] = hash_array(np.asarray(Image.open(folder/f'{name}.overlay.png')))

@@ -1,4 +1,4 @@
-"""Change params.yaml and keep its comments: params.py name=value ...; params.py --options prints it as options of bcss_nb.train, one a line."""
+"""Change params.yaml and keep its comments: params.py name=value ...; params.py --options prints it as options of bcss_nb.training.train, one a line."""
 import sys
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def change(params, name, text):
 
 
 def options(params):
-    "What `python -m bcss_nb.train` is told about a run besides model, seed and folders."
+    "What `python -m bcss_nb.training.train` is told about a run besides model, seed and folders."
     for name, value in dict(params['train'], budget=params['budget'], track=params['track'], group=params['group']).items():
         yield f'--{"" if value else "no-"}{name}' if isinstance(value, bool) else f'--{name}={value}'
 

@@ -38,7 +38,7 @@ if [ $((nodes * devices)) -gt 1 ]; then
   mapfile -t options <<<"$options"
   for model in ${MODELS//,/ }; do for seed in ${SEEDS//,/ }; do
     attend torchrun --nnodes "$nodes" --node-rank "$rank" --master-addr "$address" --master-port "$port" --nproc-per-node "$devices" \
-      -m bcss_nb.train --model "$model" --seed "$seed" --data "$PWD/data/processed" --out "$run/runs/$model/$seed" "${options[@]}"
+      -m bcss_nb.training.train --model "$model" --seed "$seed" --data "$PWD/data/processed" --out "$run/runs/$model/$seed" "${options[@]}"
   done; done
   if [ "$rank" = 0 ]; then cp params.yaml "$run/"; fi
   exit
