@@ -60,7 +60,7 @@ def test_one_test_patient_carries_no_interval_and_every_place_says_so(runs, tmp_
     record, counts = evaluate(runs, ts, tmp_path)
     result, page, cards = report(ts, record, counts, tmp_path)
     assert record['dice_mean_interval'] == [None, None] and record['dice_interval']['tumor'] == [None, None]
-    assert result['verdict'].startswith('Too few patients to say')
+    assert result['verdict'].startswith('Too few patients to say') and (result['outcome'], result['better_model']) == ('too few patients', None)
     sentence = f'One test patient ({patient}) carries no interval'
     assert sentence in ' '.join(sentences(result)) and sentence in page and all(sentence in c for c in cards)
     assert 'nan' not in page and 'nan' not in ' '.join(cards) and 'None' not in ' '.join(cards)
@@ -91,7 +91,8 @@ def silent(run, c, out):
 
 def test_equal_models_are_not_distinguishable(evaluated, tmp_path):
     result, _, _ = report(load_set(smoke_set()), *evaluated[1:], tmp_path)
-    assert 'not distinguishable' in result['verdict'] and result['difference']['mean']['mean'] == 0
+    assert 'not distinguishable' in result['verdict'] and (result['outcome'], result['better_model']) == ('not distinguishable', None)
+    assert result['difference']['mean']['mean'] == 0
 
 
 def test_checkpoint_of_another_schema_is_refused_before_anything_is_scored(runs, tmp_path):

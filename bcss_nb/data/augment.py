@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .stains import STAIN_VECTORS
+
 # %% ../../nbs/data/05_augment.ipynb #01f-augm01
 for _f in (torch.exp, torch.log, torch.log1p, torch.expm1, torch.sqrt, torch.rsqrt, torch.tanh, torch.erf, torch.sigmoid): _f(torch.ones(8))
 
@@ -51,8 +53,8 @@ def take(
     return torch.from_numpy(out)
 
 # %% ../../nbs/data/05_augment.ipynb #2243abea
-_HED = torch.tensor([[.65, .70, .29], [.07, .99, .11], [.27, .57, .78]])  # haematoxylin, eosin, residual in R, G, B
-_TO_DYES = torch.linalg.inv(_HED)
+_VECTORS = torch.tensor(STAIN_VECTORS, dtype=torch.float32)
+_TO_DYES = torch.linalg.inv(_VECTORS)
 
 def draw_colour(
     n:int,               # tiles
@@ -63,8 +65,8 @@ def draw_colour(
 )->tuple:                # (n, 3, 3) density matrices for pixels as columns, (n, 3) gains, (n, 3) offsets
     "Draw another laboratory for every tile."
     u = 2*torch.rand(n, 9, generator=gen) - 1
-    dyes = _HED + dye*stain*torch.randn(n, 3, 3, generator=gen)
-    dyes *= (_HED.norm(dim=1)/dyes.norm(dim=2))[:, :, None]
+    dyes = _VECTORS + dye*stain*torch.randn(n, 3, 3, generator=gen)
+    dyes *= (_VECTORS.norm(dim=1)/dyes.norm(dim=2))[:, :, None]
     return ((_TO_DYES*(1 + stain*u[:, None, :3])) @ dyes).transpose(1, 2), 1 + light*u[:, 3:6], light/2*u[:, 6:]
 
 # %% ../../nbs/data/05_augment.ipynb #2aee2fc2

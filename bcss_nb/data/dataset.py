@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_OFF', 'Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', 'checksum', 'describe', 'resample_pair',
-           'edge_left', 'cut_pair', 'read_tiles', 'NpyWriter', 'in_order', 'pack', 'near_duplicates', 'drop_rows',
-           'check_out', 'refuse', 'raw_of', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined',
-           'write_tables', 'class_shares', 'write_set', 'data_card', 'TileSet', 'load_set', 'check_parts', 'smoke_set',
+           'edge_left', 'cut_pair', 'read_tiles', 'NpyWriter', 'pack', 'near_duplicates', 'drop_rows', 'check_out',
+           'refuse', 'raw_of', 'schema_for', 'prepare', 'split_request', 'assign_parts', 'combined', 'write_tables',
+           'class_shares', 'write_set', 'data_card', 'TileSet', 'evenly_spaced', 'load_set', 'check_parts', 'smoke_set',
            'to_batch', 'batches', 'fits', 'resident', 'Stream', 'publish']
 
 # %% ../../nbs/01_dataset.ipynb #0c30dc9b
 import hashlib, io, json, os, shutil, zlib
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +30,7 @@ from ..core.files import atomic, from_root, locked
 from ..core.labels import IGNORE, MPP, TILE, Schema, get_schema, pick
 from ..core.parameters import check_parameters
 from ..core.plotting import overlay, show_tiles
+from ..core.threads import map_ahead
 from .sources import SOURCES, BadTile, RawCodes, Source, find_codes, find_root, index_source, parse_name, read_pair
 from .simulator import make_sample
 from .splits import SPLITS, check_split, names_of, people_of, shared_patients, shipped_parts, split_patients
@@ -200,18 +199,6 @@ class NpyWriter:
         assert head.tell() == 128
         self.flush(); self.file.seek(0); self.file.write(head.getvalue()); self.file.close()
 
-# %% ../../nbs/01_dataset.ipynb #7580f0b5
-def in_order(f, items, workers:int):
-    "Map with threads, yielding in order; at most four results a worker wait in memory."
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(f, item))
-                if len(waiting) >= 4*workers: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
-        finally: pool.shutdown(cancel_futures=True)
-
 # %% ../../nbs/01_dataset.ipynb #b022cd4b
 def pack(
     pairs:pd.DataFrame, # the index
@@ -225,7 +212,8 @@ def pack(
     found, notes, seen = [], [], {}
     each = 16 if pairs.name.str.contains('_size').all() else 1
     read = lambda i: [(p.name, *read_tiles(p, rules)) for p in pairs.iloc[i:i+each].itertuples(index=False)]
-    todo = in_order(read, range(0, len(pairs), each), workers or os.cpu_count())
+    workers = workers or os.cpu_count()
+    todo = map_ahead(read, [(i,) for i in range(0, len(pairs), each)], workers, 4*workers - 1)
     for name, tiles, some in tqdm((t for ts in todo for t in ts), 'packing', len(pairs), mininterval=2):
         notes += [(name, *note) for note in some]
         for record, x, y in tiles:
@@ -443,6 +431,17 @@ class TileSet:
         "A warning to print beside every score of a leaky split."
         s = self.manifest['split']
         return f"LEAKY split {s['name']}: {s['shared_patients']} patients stand in more than one part" if s['leaky'] else ''
+
+# %% ../../nbs/01_dataset.ipynb #01-even01
+def evenly_spaced(
+    rows:np.ndarray, # (n,) row numbers
+    max_count:int,   # 0: all
+)->np.ndarray:       # (m,) row numbers, m at most max_count
+    "Choose some of the rows at equal steps."
+    rows = np.asarray(rows)
+    if not max_count or len(rows) <= max_count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, max_count).astype(int)]
 
 # %% ../../nbs/01_dataset.ipynb #50e67218
 def load_set(

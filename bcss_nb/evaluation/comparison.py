@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['evaluated', 'check_comparable', 'colour_counts', 'baseline_record', 'compare_table', 'show_patients', 'differences',
-           'show_differences', 'spread_table', 'verdict', 'compare', 'baseline_sentence', 'budget_sentence',
-           'sentences', 'gaps', 'print_comparison', 'sweep_table', 'print_sweep', 'show_learning', 'show_calibration',
+           'show_differences', 'spread_table', 'Outcome', 'judge_models', 'compare', 'baseline_sentence',
+           'budget_sentence', 'sentences', 'gaps', 'print_comparison', 'sweep_table', 'print_sweep', 'show_calibration',
            'show_cost']
 
 # %% ../../nbs/05_compare.ipynb #d84e420c
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ import torch
 from ..core.files import from_root, repo_root, write_json
 from ..core.labels import pick
 from ..core.parameters import check_parameters
-from ..data.dataset import TileSet, load_set, smoke_set
+from ..data.dataset import TileSet, evenly_spaced, load_set, smoke_set
 from ..data.splits import names_of
 from .scoring import any_runs, describe_absent, evaluate_runs, load_evaluation, show_bands, show_risk
-from .statistics import MIN_PATIENTS, bounds, by_cluster, decide, holm, paired_difference, seeds_first
+from .statistics import MIN_PATIENTS, Verdict, bounds, by_cluster, classify_difference, holm, paired_difference, seeds_first
 from ..training.metrics import confusion_by_patient, dice, mean_dice, named
 from ..models.registry import ColourBaseline
+from ..training.train import plot_learning_curves
 
 # %% ../../nbs/05_compare.ipynb #4a3b0255
 def evaluated(folder, names:list, ts:TileSet)->bool:
@@ -50,7 +52,7 @@ def colour_counts(
 )->np.ndarray:  # (P, n, n) counts, patients sorted by name
     "Score the RGB-only baseline on the test part."
     train, test = ts.part('train'), ts.part('test')
-    train = train[np.linspace(0, len(train) - 1, min(tiles, len(train))).astype(int)]
+    train = evenly_spaced(train, tiles)
     model = ColourBaseline().fit(ts.images[train], ts.labels[train])
     pred = np.concatenate([model.predict(ts.images[test[i:i+chunk]]) for i in range(0, len(test), chunk)])
     return confusion_by_patient(torch.from_numpy(ts.labels[test]), torch.from_numpy(pred), ts.tiles.patient.iloc[test], len(ts.schema.classes))[1].numpy()
@@ -137,20 +139,34 @@ def spread_table(records:list): # DataFrame
     return pd.DataFrame([{new: r[old] for old, new in keys.items()} | dict(seeds=len(r['seeds'])) for r in records]).set_index('model')
 
 # %% ../../nbs/05_compare.ipynb #9978f49f
-def verdict(
-    a:str, b:str, # model names
-    d:dict,       # dict(mean, low, high, wide_low, wide_high, p, patients, seeds) of mean Dice, a minus b
-    unit='patient', # what was drawn
-)->str:
+@dataclass(frozen=True)
+class Outcome:
+    "What a comparison of two models allows to say."
+    verdict:Verdict       # of the first model against the second
+    better_model:str|None # None unless one is better
+    text:str              # one sentence
+
+
+def judge_models(
+    a:str, b:str,       # model names
+    d:dict,             # dict(mean, low, high, wide_low, wide_high, p, patients, seeds) of mean Dice, a minus b
+    unit:str='patient', # what was drawn
+)->Outcome:
     "Which model is better, that they are not distinguishable, or that there are too few patients to say."
-    n = f"{d['patients']} held-out {unit}{'s'*(d['patients'] > 1)}"
-    if d['patients'] < MIN_PATIENTS:
-        return f"Too few {unit}s to say: {a} minus {b} is {d['mean']:+.3f} mean Dice on {n}; an interval worth the name needs at least {MIN_PATIENTS}."
+    n = f"{d['patients']} held-out {unit}{'s' if d['patients'] > 1 else ''}"
+    known = {k: np.nan if v is None else v for k, v in d.items()}
+    verdict = classify_difference(known | dict(half=0., low=known['wide_low'], high=known['wide_high']))
+    if verdict is Verdict.TOO_FEW_PATIENTS:
+        return Outcome(verdict, None, f"Too few {unit}s to say: {a} minus {b} is {d['mean']:+.3f} mean Dice on {n}; "
+                                      f'an interval worth the name needs at least {MIN_PATIENTS}.')
     of = f"{unit}s and {d['seeds']} seeds" if d['seeds'] > 1 else f'{unit}s, one training seed each'
-    span = f"{d['mean']:+.3f} mean Dice (95 % interval over {of} {d['wide_low']:+.3f} to {d['wide_high']:+.3f}, permutation p {d['p']:.4f}, {n})"
-    call = decide({k: np.nan if v is None else v for k, v in d.items()} | dict(half=0., low=d['wide_low'], high=d['wide_high']))
-    return {'better': f'{a} is better than {b}: {span}.', 'worse': f'{b} is better than {a}: {a} minus {b} is {span}.',
-            'not distinguishable': f'{a} and {b} are not distinguishable: {a} minus {b} is {span}.'}[call]
+    span = (f"{d['mean']:+.3f} mean Dice (95 % interval over {of} {d['wide_low']:+.3f} to {d['wide_high']:+.3f}, "
+            f"permutation p {d['p']:.4f}, {n})")
+    if verdict is Verdict.BETTER:
+        return Outcome(verdict, a, f'{a} is better than {b}: {span}.')
+    if verdict is Verdict.WORSE:
+        return Outcome(verdict, b, f'{b} is better than {a}: {a} minus {b} is {span}.')
+    return Outcome(verdict, None, f'{a} and {b} are not distinguishable: {a} minus {b} is {span}.')
 
 # %% ../../nbs/05_compare.ipynb #abfbe3c1
 def compare(
@@ -164,10 +180,12 @@ def compare(
     classes, names, unit = records[0]['classes'], [r['model'] for r in records], pick(dict(patient='patient', hospital='hospital'), cluster, 'cluster')
     if unit == 'hospital': counts, colour = [by_cluster(c, records[0]['sites']) for c in counts], by_cluster(colour, records[0]['sites'])
     pair = differences(counts[0], counts[1], classes) if len(records) == 2 else {}
-    words = verdict(*names, pair['mean'], unit) if pair else f'Nothing to compare: {", ".join(names)} only. Give two models.'
+    only = f'Nothing to compare: {", ".join(names)} only. Give two models.'
+    outcome = judge_models(*names, pair['mean'], unit) if pair else Outcome(Verdict.NOTHING_TO_COMPARE, None, only)
     above = {n: differences(c, np.repeat(colour[None], len(c), 0), classes)['mean'] for n, c in zip(names, counts)}
     public = [{k: v for k, v in r.items() if k != 'history'} for r in records]
-    return dict(models=public, cluster=cluster, difference=pair, verdict=words, baseline=baseline_record(colour, classes), above_baseline=above)
+    return dict(models=public, cluster=cluster, difference=pair, outcome=outcome.verdict.value, better_model=outcome.better_model, verdict=outcome.text,
+        baseline=baseline_record(colour, classes), above_baseline=above)
 
 def baseline_sentence(name:str, d:dict)->str:
     "How far a model stands above colour alone."
@@ -224,19 +242,6 @@ def print_sweep(grid:str, group=''): # for instance 'train.lr=0.001,0.003 train.
     import pandas as pd
     text = subprocess.run(['dvc', 'exp', 'show', '--csv', '--no-pager'], cwd=repo_root(), capture_output=True, text=True, check=True).stdout
     print(sweep_table(pd.read_csv(io.StringIO(text)), [g.split('=')[0] for g in grid.split()], group).to_string())
-
-# %% ../../nbs/05_compare.ipynb #05-compa45
-def show_learning(records:list): # with history: one list of rows a seed
-    "Learning curves of all trainings."
-    import matplotlib.pyplot as plt
-    fig, (a, b) = plt.subplots(1, 2, figsize=(8, 2.6), layout='constrained')
-    for r, color in zip(records, ('#0072B2', '#D55E00', '#009E73')):
-        for i, rows in enumerate(r['history']):
-            x = [h['step'] for h in rows]
-            a.plot(x, [h['loss'] for h in rows], color=color, alpha=.7, label=r['model'] if i == 0 else None)
-            b.plot(x, [h.get('val_dice', np.nan) for h in rows], color=color, alpha=.7)
-    a.set(xlabel='step', ylabel='training loss', ylim=(0, None)); b.set(xlabel='step', ylabel='validation mean Dice', ylim=(0, 1)); a.legend(frameon=False)
-    return fig
 
 # %% ../../nbs/05_compare.ipynb #05-compa50
 def show_calibration(records:list, kept:list):

@@ -19,6 +19,7 @@ from ..core.parameters import check_parameters
 from .scoring import class_table
 from .perturbations import show_shifts
 from .surface import REACH
+from ..models.presets import is_unetr
 
 # %% ../../nbs/05a_report.ipynb #05a-repo09
 FIGURES = {'difference': 'Paired difference of Dice. Thick: 95 % over patients; thin: over patients and seeds.',
@@ -211,7 +212,7 @@ def model_card(r:dict, result:dict)->str: # Markdown; r: one of result['models']
     span, rest = f' (95 % interval {low:.3f} to {high:.3f})' if low is not None else '', r['dice_mean_without_other']
     summary = f"Mean Dice {r['dice_mean']:.3f}{span}" + (f', without "other" {rest:.3f}' if rest is not None else '') + f"; pixel accuracy {r['accuracy']:.3f}."
     return env.from_string(CARD).render(r=r, scores=markdown(class_table(r)), summary=summary, simulated=simulated, limits=limits, verdict=result['verdict'],
-        architecture=kind['unetr' if r['model'].startswith('unetr') else 'unet'])
+        architecture=kind['unetr' if is_unetr(r['model']) else 'unet'])
 
 def markdown(table)->str:
     "A DataFrame as a Markdown table."

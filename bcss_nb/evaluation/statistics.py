@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'MIN_PATIENTS', 'draws', 'resample', 'interval', 'simulate_counts', 'by_cluster', 'seeds_first', 'spread',
-           'estimate', 'seed_half', 'permutation', 'holm', 'paired_difference', 'bounds', 'decide', 'simulate_pair']
+           'estimate', 'seed_half', 'permutation', 'holm', 'paired_difference', 'Verdict', 'bounds',
+           'classify_difference', 'simulate_pair']
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte02
+from enum import Enum
+
 import numpy as np
 from scipy.stats import norm, t as student
 
@@ -139,19 +142,32 @@ def paired_difference(
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte31
 MIN_PATIENTS = 5  # fewer carry no verdict
 
+
+class Verdict(Enum):
+    "What the difference of two models allows to say about the first one."
+    BETTER = 'better'
+    WORSE = 'worse'
+    NOT_DISTINGUISHABLE = 'not distinguishable'
+    TOO_FEW_PATIENTS = 'too few patients'
+    NOTHING_TO_COMPARE = 'nothing to compare'
+
+
 def bounds(d:dict)->tuple: # low, high, shaped like the score
     "Interval over patients and seeds; over patients alone where there was one training."
     half = np.nan_to_num(d['half'])
     return d['mean'] - np.hypot(d['mean'] - d['low'], half), d['mean'] + np.hypot(d['high'] - d['mean'], half)
 
-def decide(
+
+def classify_difference(
     d:dict, # from `paired_difference`, of one number
-)->str:     # 'better', 'worse', 'not distinguishable' or 'too few patients'
-    "What a difference of a minus b allows to say."
+)->Verdict:
+    "What a difference of a minus b allows to say about a."
+    if d['patients'] < MIN_PATIENTS:
+        return Verdict.TOO_FEW_PATIENTS
     low, high = bounds(d)
-    if d['patients'] < MIN_PATIENTS: return 'too few patients'
-    if not d['p'] < .05 or low <= 0 <= high: return 'not distinguishable'
-    return 'better' if d['mean'] > 0 else 'worse'
+    if not d['p'] < .05 or low <= 0 <= high:
+        return Verdict.NOT_DISTINGUISHABLE
+    return Verdict.BETTER if d['mean'] > 0 else Verdict.WORSE
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte33
 def simulate_pair(

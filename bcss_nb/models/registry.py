@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.labels import IGNORE, TILE, pick
 from ..core.plotting import overlay, show_tiles
+from .presets import is_unetr
 
 # %% ../../nbs/02_models.ipynb #8d59dd72
 class _SharedPReLU(torch.autograd.Function):
@@ -134,7 +135,7 @@ def _guard(name, tile):
     def hook(net, args):
         b, c, h, w = args[0].shape
         if c != 3: raise ValueError(f'{name} takes 3 colour channels, got {c}')
-        if name.startswith('unetr') and (h, w) != (tile, tile): raise ValueError(f'this {name} was built for {tile}x{tile} pixels, got {w}x{h}: its position embedding is fixed')
+        if is_unetr(name) and (h, w) != (tile, tile): raise ValueError(f'this {name} was built for {tile}x{tile} pixels, got {w}x{h}: its position embedding is fixed')
         for side in (h, w): check_side(side, 16, name)
     return hook
 

@@ -7,7 +7,7 @@ __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'make_fabric', 'keep_memory', '
            'predict', 'score', 'tracker', 'rate', 'param_groups', 'meant_for', 'labelled_area', 'starting_net',
            'identity', 'Trainer', 'progress', 'rounds', 'tick', 'train_step', 'judged', 'validate', 'gather', 'save',
            'load', 'resume_run', 'Stopped', 'stop_signals', 'agreed', 'val_scores', 'selection_of', 'finish_round',
-           'fit', 'run', 'main', 'show_history']
+           'fit', 'run', 'main', 'plot_learning_curves']
 
 # %% ../../nbs/03_train.ipynb #03-train90
 from ..core.process import end_on_interrupt
@@ -35,9 +35,10 @@ from .run_state import check_run_dir, code_id, differences, rng_state, set_rng_s
 from ..core.process import INTERRUPTED, find_place
 from ..core.ranges import TRAIN_RANGES, check_ranges
 from ..core.files import from_root, seed_everything, write_json
-from ..core.labels import pick
+from ..core.labels import Schema, pick
 from ..core.parameters import check_parameters
-from ..data.dataset import Stream, TileSet, batches, check_parts, load_set, smoke_set
+from ..core.plotting import MODEL_COLORS
+from ..data.dataset import Stream, TileSet, batches, check_parts, evenly_spaced, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
 from ..models.registry import best_precision, build_model, cost
 from ..models.pretrained import HALF, IMAGENET, describe_loading, load_pretrained
@@ -309,8 +310,7 @@ def judged(t:Trainer)->nn.Module:
 
 def validate(t:Trainer)->np.ndarray: # (n, n) counts, pooled over the validation patients
     "Score the validation part, or an even choice of it."
-    rows, most = t.ts.part('val'), t.plan['val_tiles']
-    if most and len(rows) > most: rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+    rows = evenly_spaced(t.ts.part('val'), t.plan['val_tiles'])
     with t.fabric.autocast(): return score(judged(t), t.ts, rows, t.c.batch, t.fabric.device, t.fabric)[1].sum(0).numpy()
 
 # %% ../../nbs/03_train.ipynb #68c83dec
@@ -473,13 +473,21 @@ def main(args:list=None): # None: those of the process
 if __name__ == '__main__' and '__file__' in globals(): main()
 
 # %% ../../nbs/03_train.ipynb #30c020f0
-def show_history(history:list, schema): # rows of `fit`
-    "Learning curves: loss, and validation Dice by class."
+def plot_learning_curves(
+    runs:dict,        # name -> trainings of one model; a training is the list of rows that `fit` records
+    schema:Schema|None=None, # also draw the classes, of the first training of each model
+):  # a matplotlib figure
+    "Plot loss and validation Dice against steps, one line per training."
     import matplotlib.pyplot as plt
-    fig, (a, b) = plt.subplots(1, 2, figsize=(8, 2.6), layout='constrained')
-    x = [h['step'] for h in history]
-    a.plot(x, [h['loss'] for h in history], 'k.-'); a.set(xlabel='step', ylabel='training loss', ylim=(0, None))
-    for c, color in zip(schema.classes, schema.colors): b.plot(x, [h.get(f'val_{c}', np.nan) for h in history], '.-', color=color, label=c)
-    b.plot(x, [h.get('val_dice', np.nan) for h in history], 'k--', label='mean')
-    b.set(xlabel='step', ylabel='validation Dice', ylim=(0, 1)); b.legend(frameon=False, fontsize=8)
+    fig, (loss_ax, dice_ax) = plt.subplots(1, 2, figsize=(8, 2.6), layout='constrained')
+    for (name, histories), color in zip(runs.items(), ('black', *MODEL_COLORS) if schema else MODEL_COLORS):
+        for i, rows in enumerate(histories):
+            steps, label = [row['step'] for row in rows], name if i == 0 else None
+            loss_ax.plot(steps, [row['loss'] for row in rows], '.-', color=color, alpha=.7, label=label)
+            dice_ax.plot(steps, [row.get('val_dice', np.nan) for row in rows], '.-', color=color, alpha=.7, label='mean' if schema else label)
+        for class_name, class_color in zip(schema.classes, schema.colors) if schema else ():
+            dice_ax.plot(steps, [row.get(f'val_{class_name}', np.nan) for row in histories[0]], '.-', color=class_color, label=class_name)
+    loss_ax.set(xlabel='step', ylabel='training loss', ylim=(0, None))
+    dice_ax.set(xlabel='step', ylabel='validation Dice', ylim=(0, 1))
+    dice_ax.legend(frameon=False, fontsize=8)
     return fig
