@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bcss_nb.data.dataset import load_set, smoke_set
-from bcss_nb.evaluation.scoring import any_runs
+from bcss_nb.demo import demo_runs
 from bcss_nb.inference.engines import ENGINES, TorchEngine, as_input, open_engine
 from bcss_nb.models.checkpoint import load_checkpoint
 from bcss_nb.serving.export import export_run
@@ -51,7 +51,7 @@ if __name__ == '__main__':
     a = p.parse_args()
     warnings.simplefilter('ignore')
     ts = load_set(Path(a.data).absolute() if a.data else smoke_set())
-    run = (a.run or any_runs('unet', ts)[0]).absolute()
+    run = (a.run or demo_runs('unet', ts)[0]).absolute()
     with tempfile.TemporaryDirectory() as d:
         table = {t['engine']: t for t in export_run(run, ts, Path(d)/'model', tiles=32)}
         calls = {'torch eager': eager(run), 'torch.compile': compiled(run), 'torch-bf16, folded': TorchEngine(run/'best.pt', 'cpu')}

@@ -13,7 +13,8 @@ ALLOWED = {
     'core': (), 'data': ('core',), 'models': ('core',), 'training': ('core', 'data', 'models'),
     'evaluation': ('core', 'data', 'models', 'training'), 'inference': ('core', 'models'),
     'serving': ('core', 'data', 'models', 'training', 'evaluation', 'inference'),
-    'cli': ('core', 'data', 'models', 'training', 'evaluation', 'inference', 'serving')}
+    'cli': ('core', 'data', 'models', 'training', 'evaluation', 'inference', 'serving'),
+    'demo': ('core', 'data', 'training', 'inference', 'serving')}
 
 
 def imported(source, package=''):
@@ -42,8 +43,8 @@ def modules():
 
 
 def closure(names):
-    "Modules and everything that they import in turn."
-    graph, seen, left = modules(), set(), set(names)
+    "Modules and everything that they import in turn; a stage is told its models and never calls `demo`."
+    graph, seen, left = modules(), set(), set(names) - {'demo'}
     while left:
         seen |= left
         left = set().union(*(graph[name] for name in left)) - seen

@@ -10,11 +10,12 @@ import torch
 from bcss_nb.core.files import write_json
 from bcss_nb.core.labels import IGNORE
 from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.demo import demo_runs
 from bcss_nb.evaluation.calibration import ece, ece_by_class, reliability_counts
 from bcss_nb.evaluation.comparison import colour_counts, compare, differences, sentences
 from bcss_nb.evaluation.perturbations import shift_table
 from bcss_nb.evaluation.report import write_cards, write_page
-from bcss_nb.evaluation.scoring import any_runs, describe, evaluate_runs, load_evaluation, load_run
+from bcss_nb.evaluation.scoring import describe, evaluate_runs, load_evaluation, load_run
 from bcss_nb.evaluation.statistics import estimate, holm, paired_difference, resample
 from bcss_nb.evaluation.surface import surface_counts, surface_dice
 from bcss_nb.models.checkpoint import read_checkpoint, save_checkpoint
@@ -24,7 +25,7 @@ from bcss_nb.training.train import Trainer, fit, val_scores
 
 
 @pytest.fixture(scope='module')
-def runs(): return any_runs('unet', load_set(smoke_set()))[:2]
+def runs(): return demo_runs('unet', load_set(smoke_set()))[:2]
 
 
 @pytest.fixture(scope='module')
@@ -118,7 +119,7 @@ def test_metrics_of_different_protocols_are_not_compared(change, evaluated):
 
 
 def test_trainings_of_two_models_are_not_one_model(runs, tmp_path):
-    other = any_runs('unetr', load_set(smoke_set()), [42])
+    other = demo_runs('unetr', load_set(smoke_set()), [42])
     with pytest.raises(ValueError, match='not of one model'): evaluate_runs([runs[0], other[0]], load_set(smoke_set()), tmp_path)
 
 CLASSES = ('other', 'tumor', 'stroma')

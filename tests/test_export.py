@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from bcss_nb.evaluation.scoring import any_runs
+from bcss_nb.demo import demo_runs
 from bcss_nb.inference.engines import OnnxEngine, TorchEngine, open_engine, read_manifest
 from bcss_nb.models.checkpoint import load_checkpoint
 from bcss_nb.serving.export import export_run, write_bundle, write_onnx
 
 
 @pytest.fixture(scope='module')
-def unetr(ts): return any_runs('unetr', ts, [42])[0]
+def unetr(ts): return demo_runs('unetr', ts, [42])[0]
 
 
 def test_unetr_as_onnx_and_bundle(ts, unetr, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from bcss_nb.core.labels import IGNORE
 from bcss_nb.data.dataset import load_set, smoke_set
-from bcss_nb.evaluation.scoring import any_runs
+from bcss_nb.demo import demo_runs
 from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint
 from bcss_nb.models.registry import build_model
 from bcss_nb.training.metrics import DiceCELoss
@@ -68,7 +68,7 @@ def test_same_seed_same_weights(tmp_path):
 
 
 def test_checkpoint_of_another_model_or_schema_is_refused():
-    run = any_runs('unet', load_set(smoke_set()))[0]
+    run = demo_runs('unet', load_set(smoke_set()))[0]
     with pytest.raises(ValueError, match='not unetr'): load_checkpoint(run/'best.pt', 'unetr')
     with pytest.raises(ValueError, match='not bcss5'): load_checkpoint(run/'best.pt', schema='bcss5')
 

@@ -20,7 +20,7 @@ from ..core.labels import pick
 from ..core.parameters import check_parameters
 from ..data.dataset import TileSet, evenly_spaced, load_set, smoke_set
 from ..data.splits import names_of
-from .scoring import any_runs, describe_absent, evaluate_runs, load_evaluation, show_bands, show_risk
+from .scoring import describe_absent, evaluate_runs, load_evaluation, show_bands, show_risk
 from .statistics import MIN_PATIENTS, Verdict, bounds, by_cluster, classify_difference, holm, paired_difference, seeds_first
 from ..training.metrics import confusion_by_patient, dice, mean_dice, named
 from ..models.registry import ColourBaseline

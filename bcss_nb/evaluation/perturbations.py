@@ -19,7 +19,7 @@ from ..core.parameters import check_parameters
 from ..core.plotting import show_tiles
 from ..data.dataset import TileSet, load_set, smoke_set
 from ..data.splits import names_of
-from .scoring import any_runs, load_run
+from .scoring import load_run
 from ..training.metrics import confusion, mean_dice
 from ..models.registry import best_precision
 from ..training.train import predict
