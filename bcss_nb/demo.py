@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from .core.files import from_root, locked, write_json
-from .data.dataset import TileSet, load_set, smoke_set
+from .data.dataset import TileSet
 from .training.train import Trainer, fit
 
 # %% ../nbs/91_demo.ipynb #demom-05

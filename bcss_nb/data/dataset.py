@@ -28,8 +28,6 @@ from ..core.ranges import PREPARE_RANGES, check_ranges
 from ..core.folders import PREPARED_SET, check_replaceable, recover_killed, replacing
 from ..core.files import atomic, from_root, locked
 from ..core.labels import IGNORE, MPP, TILE, Schema, get_schema, pick
-from ..core.parameters import check_parameters
-from ..core.plotting import overlay, show_tiles
 from ..core.threads import map_ahead
 from .sources import SOURCES, BadTile, RawCodes, Source, find_codes, find_root, index_source, parse_name, read_pair
 from .simulator import make_sample

@@ -8,7 +8,7 @@ __all__ = ['KAGGLE', 'LOGIN', 'DownloadError', 'receive', 'prove', 'fetch', 'unp
            'is_png', 'get_one_roi', 'get_roi', 'main']
 
 # %% ../../nbs/data/01_download.ipynb #0152f95d
-import csv, hashlib, os, re, shutil, sys, time
+import csv, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass

@@ -12,7 +12,6 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
-from ..core.labels import tissue_share
 
 # %% ../../nbs/data/03_quality.ipynb #2eb75edf
 def is_blank(

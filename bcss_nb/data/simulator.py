@@ -20,9 +20,7 @@ from scipy.spatial import cKDTree
 from ..core.ranges import SAMPLE_RANGES, check_ranges
 from ..core.folders import SAMPLE, replacing
 from ..core.files import from_root, locked, write_json
-from ..core.labels import MPP, SCHEMAS, TILE, encode, rgb_table
-from ..core.parameters import check_parameters
-from ..core.plotting import overlay, show_tiles
+from ..core.labels import TILE
 from .stains import STAIN_VECTORS
 
 # %% ../../nbs/01a_sample.ipynb #2e4b128b

@@ -17,10 +17,8 @@ import pandas as pd
 from PIL import Image
 
 from ..core.files import from_root
-from ..core.labels import Schema, encode, get_schema, pick, rgb_table
-from ..core.plotting import show_tiles
+from ..core.labels import Schema, encode, pick
 from ..core.resolution import side_of, size_in_name, size_of_image
-from .simulator import make_sample
 
 # %% ../../nbs/data/02_sources.ipynb #9ffd0fbe
 _NAME = re.compile(r'(?P<patient>[A-Z]{4}-(?P<site>[A-Z0-9]{2})-[A-Z0-9]{4})-(?P<dx>DX\w+?)_xmin(?P<roi_x>\d+)_ymin(?P<roi_y>\d+)'

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core.files import from_root, repo_root, write_json
+from ..core.files import from_root, repo_root
 from ..core.labels import pick
-from ..core.parameters import check_parameters
-from ..data.dataset import TileSet, evenly_spaced, load_set, smoke_set
-from ..data.splits import names_of
-from .scoring import describe_absent, evaluate_runs, load_evaluation, show_bands, show_risk
+from ..data.dataset import TileSet, evenly_spaced
+from .scoring import describe_absent, load_evaluation
 from .statistics import MIN_PATIENTS, Verdict, bounds, by_cluster, classify_difference, holm, paired_difference, seeds_first
 from ..training.metrics import confusion_by_patient, dice, mean_dice, named
 from ..models.registry import ColourBaseline
-from ..training.train import plot_learning_curves
 
 # %% ../../nbs/05_compare.ipynb #4a3b0255
 def evaluated(folder, names:list, ts:TileSet)->bool:

@@ -10,9 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core.files import atomic, from_root
-from ..core.parameters import check_parameters
-from ..data.dataset import TileSet, load_set, smoke_set
+from ..data.dataset import TileSet
 from .statistics import estimate
 from ..training.metrics import mean_dice, predicted_absent
 from ..data.splits import shared_patients, shipped_parts

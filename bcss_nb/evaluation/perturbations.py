@@ -14,12 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ..data.augment import recolour, turned_all
-from ..core.files import atomic, from_root
-from ..core.parameters import check_parameters
-from ..core.plotting import show_tiles
-from ..data.dataset import TileSet, load_set, smoke_set
-from ..data.splits import names_of
-from .scoring import load_run
+from ..data.dataset import TileSet
 from ..training.metrics import confusion, mean_dice
 from ..models.registry import best_precision
 from ..training.train import predict

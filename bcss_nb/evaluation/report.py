@@ -15,7 +15,6 @@ from jinja2 import Environment, StrictUndefined
 
 from .comparison import compare_table, gaps, sentences, spread_table
 from ..core.files import atomic, from_root
-from ..core.parameters import check_parameters
 from .scoring import class_table
 from .perturbations import show_shifts
 from .surface import REACH

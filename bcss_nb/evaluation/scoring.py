@@ -16,18 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration import auroc, doubt, doubt_counts, ece, ece_by_class, fit_temperature, labelled, reliability_counts, risk_at, risk_coverage, show_reliability
+from .calibration import auroc, doubt, doubt_counts, ece, ece_by_class, fit_temperature, labelled, reliability_counts, risk_at, risk_coverage
 from ..models.checkpoint import load_checkpoint
-from ..core.files import atomic, from_root, locked, write_json
+from ..core.files import atomic, from_root, write_json
 from ..core.labels import IGNORE
-from ..core.parameters import check_parameters
 from ..core.plotting import overlay, show_tiles
-from ..data.dataset import TileSet, evenly_spaced, load_set, smoke_set
-from ..data.splits import names_of
+from ..data.dataset import TileSet, evenly_spaced
 from .statistics import by_cluster, estimate
-from ..training.metrics import accuracy, confusion, dice, iou, mean_dice, named, precision, predicted_absent, recall, show_confusion, without_other
+from ..training.metrics import accuracy, confusion, dice, iou, mean_dice, named, precision, predicted_absent, recall, without_other
 from .surface import REACH, band_counts, band_names, surface_counts, surface_dice
-from ..training.train import Trainer, fit, infer
+from ..training.train import infer
 
 # %% ../../nbs/04_evaluate.ipynb #6dff2bc7
 def load_run(

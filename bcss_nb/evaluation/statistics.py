@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 from scipy.stats import norm, t as student
 
-from ..training.metrics import dice, mean_dice
+from ..training.metrics import dice
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte07
 TIMES = 10_000  # resamples

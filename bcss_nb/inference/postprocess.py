@@ -14,7 +14,6 @@ import numpy as np
 
 from ..core.files import atomic
 from ..core.labels import IGNORE, Schema, rgb_table
-from ..core.plotting import overlay
 
 # %% ../../nbs/inference/09_postprocess.ipynb #06c-shap08
 LEAST = 4.  # µm²

@@ -23,8 +23,8 @@ from .background import CELL, SQUARE, background_cells, flat_cells, to_pixels
 from ..core.files import atomic, write_json
 from ..core.labels import IGNORE
 from ..core.plotting import overlay
-from .discovery import find_pictures, subfolder_of
-from .engines import MULTIPLE, Engine, cores, open_engine
+from .discovery import subfolder_of
+from .engines import MULTIPLE, Engine, cores
 from ..core.process import find_place
 from ..core.threads import map_ahead
 from ..core.ranges import PREDICT_RANGES, check_ranges

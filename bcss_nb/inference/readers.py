@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..core.labels import GLASS, MPP, tissue_share
+from ..core.labels import GLASS, MPP
 from .pixels import check_samples, decode_image, describe_image, reading
 from ..core.resolution import PixelSize, first_plausible, is_plausible, side_of, size_from_power, size_in_name, size_of_image
 from .tiff import MAX_DECODED_PIXELS, Region, TiffSource, describe_page

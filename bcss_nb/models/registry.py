@@ -19,7 +19,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.labels import IGNORE, TILE, pick
-from ..core.plotting import overlay, show_tiles
 from .presets import is_unetr
 
 # %% ../../nbs/02_models.ipynb #8d59dd72

@@ -18,12 +18,11 @@ from torch import nn
 from ..evaluation.scoring import fit_validation_temperature
 from ..models.checkpoint import load_checkpoint
 from ..models.presets import is_unet, is_unetr
-from ..core.files import atomic, from_root, hash_file, write_json
+from ..core.files import hash_file, write_json
 from ..core.labels import MPP, get_schema
-from ..core.parameters import check_parameters
-from ..data.dataset import TileSet, evenly_spaced, load_set, smoke_set
+from ..data.dataset import TileSet, evenly_spaced
 from .drift import make_reference, measure_picture, record, write_reference
-from ..inference.engines import ENGINES, TorchEngine, as_input, cores, fold_norms, open_engine, read_manifest
+from ..inference.engines import ENGINES, TorchEngine, as_input, cores, fold_norms, open_engine
 from ..core.ranges import EXPORT_RANGES, check_ranges
 from ..core.folders import EXPORTED_MODEL, check_replaceable, replacing
 from ..training.metrics import confusion, mean_dice

@@ -9,7 +9,6 @@ __all__ = ['ENCODINGS', 'GUARDED', 'Refused', 'error_body', 'check_size', 'open_
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi02
 import asyncio, hmac, io, json, re, time, uuid, zlib
 
-import numpy as np
 from PIL import UnidentifiedImageError
 
 from ..inference.pixels import UnreadableImage, reading

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.files import atomic, from_root, write_json
-from ..core.parameters import check_parameters
+from ..core.files import atomic, write_json
 from .drift import compare_columns
 
 # %% ../../nbs/09_monitor.ipynb #09-monit08

@@ -10,9 +10,6 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..core.files import atomic, from_root
-from ..core.parameters import check_parameters
-from ..data.dataset import load_set, smoke_set
 from .train import Trainer, train_step
 
 # %% ../../nbs/03c_profile.ipynb #cf512a20

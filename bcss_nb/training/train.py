@@ -29,14 +29,13 @@ from torch.distributed.nn.functional import all_reduce
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from ..models.checkpoint import read_checkpoint, save_checkpoint
 from .provenance import origin, peak_memory
 from .run_state import check_run_dir, code_id, differences, rng_state, set_rng_state, sweep
 from ..core.process import INTERRUPTED, find_place
 from ..core.ranges import TRAIN_RANGES, check_ranges
 from ..core.files import from_root, seed_everything, write_json
 from ..core.labels import Schema, pick
-from ..core.parameters import check_parameters
 from ..core.plotting import MODEL_COLORS
 from ..data.dataset import Stream, TileSet, batches, check_parts, evenly_spaced, load_set, smoke_set
 from .metrics import class_weights, confusion_by_patient, dice, make_loss, mean_dice, named
