@@ -39,7 +39,7 @@ def test_parameters_cell_is_tagged_and_checked(name):
     assert len(at) == 1 and 'check_parameters' in ''.join(cells[at[0] + 1]['source'])
 
 
-ABOUT_FILES = ('discovery', 'result_folders', 'disk_map', 'files', 'parameters', 'provenance', 'run_state') # what they show is text
+ABOUT_FILES = ('discovery', 'result_folders', 'disk_map', 'files', 'parameters', 'provenance', 'run_state', 'threads', 'presets', 'demo') # what they show is text
 
 
 @pytest.mark.parametrize('name', sorted(str(p.relative_to(ROOT/'nbs')) for p in (ROOT/'nbs').rglob('*.ipynb')))
