@@ -1,4 +1,5 @@
 "Package metadata comes from settings.ini."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -21,13 +22,19 @@ setup(
     license_files=['LICENSE'],
     keywords=cfg['keywords'].split(),
     packages=find_packages(include=['bcss_nb', 'bcss_nb.*']),
-    package_data={'bcss_nb': ['web/*', 'web/examples/*']},
-    python_requires=f">={cfg['min_python']},<3.13",
+    package_data={'bcss_nb': ['templates/*', 'web/*', 'web/examples/*']},
+    python_requires=f'>={cfg["min_python"]},<3.13',
     install_requires=cfg['requirements'].split(),
-    extras_require={'serve': cfg['serve_requirements'].split(),
-                    'pipeline': cfg['pipeline_requirements'].split(),
-                    'dev': cfg['pipeline_requirements'].split() + cfg['serve_requirements'].split() + cfg['dev_requirements'].split()},
-    entry_points={'console_scripts': [f"bcss={cfg['lib_name']}.cli:main"],
-                  'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    extras_require={
+        'serve': cfg['serve_requirements'].split(),
+        'pipeline': cfg['pipeline_requirements'].split(),
+        'dev': cfg['pipeline_requirements'].split()
+        + cfg['serve_requirements'].split()
+        + cfg['dev_requirements'].split(),
+    },
+    entry_points={
+        'console_scripts': [f'bcss={cfg["lib_name"]}.cli:main'],
+        'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d'],
+    },
     zip_safe=False,
 )

@@ -7,7 +7,8 @@ __all__ = ['COMMANDS', 'home_path', 'add_predict', 'do_predict', 'has_cuda', 'ad
            'make_parser', 'main', 'run_command', 'is_out_of_memory']
 
 # %% ../nbs/90_cli.ipynb #08c-cli02
-import argparse, sys
+import argparse
+import sys
 from pathlib import Path
 
 import bcss_nb
@@ -23,43 +24,99 @@ def home_path(text: str) -> Path:
 def add_predict(p):
     "Arguments of `bcss predict`."
     from bcss_nb.inference.postprocess import LEAST, SIMPLIFY
-    p.add_argument('pictures', nargs='+', metavar='PICTURE', type=home_path, help='files and folders: PNG, JPEG, TIFF, or a whole slide')
-    p.add_argument('--model', required=True, type=expand_home, help='an exported folder (exports/bcss), the folder of a run, or a checkpoint')
+
+    p.add_argument(
+        'pictures',
+        nargs='+',
+        metavar='PICTURE',
+        type=home_path,
+        help='files and folders: PNG, JPEG, TIFF, or a whole slide',
+    )
+    p.add_argument(
+        '--model',
+        required=True,
+        type=expand_home,
+        help='an exported folder (exports/bcss), the folder of a run, or a checkpoint',
+    )
     p.add_argument('--out', required=True, type=home_path, help='folder for class maps, outlines, overlays and areas')
-    p.add_argument('--mpp', type=float, help='micrometres per pixel of the files, where they do not say, or say it wrongly')
-    p.add_argument('--window', type=int, default=0, help='side of a window, pixels (default: 512 for a UNet, the side of its tiles for a UNETR)')
-    p.add_argument('--stride', type=int, default=0, help='from window to window, pixels (default: three quarters of the window)')
+    p.add_argument(
+        '--mpp', type=float, help='micrometres per pixel of the files, where they do not say, or say it wrongly'
+    )
+    p.add_argument(
+        '--window',
+        type=int,
+        default=0,
+        help='side of a window, pixels (default: 512 for a UNet, the side of its tiles for a UNETR)',
+    )
+    p.add_argument(
+        '--stride', type=int, default=0, help='from window to window, pixels (default: three quarters of the window)'
+    )
     p.add_argument('--batch', type=int, default=0, help='windows a step (default: a megapixel on a CPU, 32 on a GPU)')
-    p.add_argument('--tissue', type=float, default=.01, help='share of a window that must be tissue; 0 predicts glass too (default: %(default)s)')
-    p.add_argument('--least', type=float, default=LEAST, help='smaller regions join their neighbour, square micrometres (default: %(default)s)')
-    p.add_argument('--simplify', type=float, default=SIMPLIFY, help='tolerance of outlines, micrometres; 0 keeps every pixel (default: %(default)s)')
+    p.add_argument(
+        '--tissue',
+        type=float,
+        default=0.01,
+        help='share of a window that must be tissue; 0 predicts glass too (default: %(default)s)',
+    )
+    p.add_argument(
+        '--least',
+        type=float,
+        default=LEAST,
+        help='smaller regions join their neighbour, square micrometres (default: %(default)s)',
+    )
+    p.add_argument(
+        '--simplify',
+        type=float,
+        default=SIMPLIFY,
+        help='tolerance of outlines, micrometres; 0 keeps every pixel (default: %(default)s)',
+    )
     p.add_argument('--probabilities', dest='prob', action='store_true', help='write an OME-Zarr of probabilities too')
-    p.add_argument('--recursive', action='store_true', help='descend into sub-folders; results lie in the same sub-folders of --out')
-    p.add_argument('--keep-bounds', action='store_true',
-                   help='keep the whole canvas of a slide whose scanner states bounds (default: results count from the corner of the bounds, as in QuPath)')
+    p.add_argument(
+        '--recursive',
+        action='store_true',
+        help='descend into sub-folders; results lie in the same sub-folders of --out',
+    )
+    p.add_argument(
+        '--keep-bounds',
+        action='store_true',
+        help='keep the whole canvas of a slide whose scanner states bounds (default: results count from the corner of '
+        'the bounds, as in QuPath)',
+    )
     p.add_argument('--again', action='store_true', help='also pictures that are done')
     p.add_argument('--engine', default='auto', help='of an exported model (default: the one its export chose)')
-    p.add_argument('--device', default='auto', help='of a checkpoint: cpu, cuda, cuda:1 (default: the GPU if there is one)')
+    p.add_argument(
+        '--device', default='auto', help='of a checkpoint: cpu, cuda, cuda:1 (default: the GPU if there is one)'
+    )
     p.add_argument('--threads', type=int, default=0, help='of a CPU (default: all cores)')
 
 # %% ../nbs/90_cli.ipynb #08c-cli14
-def do_predict(a)->int: # how many pictures failed
+def do_predict(a) -> int:  # how many pictures failed
     "Run `bcss predict`; under torchrun every process takes its share of the pictures and its own device."
     check_ranges(vars(a), PREDICT_RANGES, as_option)
     place = find_place()
     from bcss_nb.inference.engines import open_engine
     from bcss_nb.inference.discovery import find_pictures
     from bcss_nb.inference.predict import predict_files
-    options = {k: v for k, v in vars(a).items() if k in ('mpp', 'window', 'stride', 'batch', 'tissue', 'least', 'simplify', 'prob', 'again', 'keep_bounds')}
-    shared = a.device == 'auto' and place.world_size > 1 and not (Path(a.model)/'model.json').exists() and has_cuda()
+
+    options = {
+        k: v
+        for k, v in vars(a).items()
+        if k in ('mpp', 'window', 'stride', 'batch', 'tissue', 'least', 'simplify', 'prob', 'again', 'keep_bounds')
+    }
+    shared = a.device == 'auto' and place.world_size > 1 and not (Path(a.model) / 'model.json').exists() and has_cuda()
     device = f'cuda:{place.local_rank}' if shared else a.device
     engine = open_engine(a.model, a.engine, device, a.threads)
-    return predict_files(find_pictures(a.pictures, a.recursive), engine, a.out, progress=sys.stderr.isatty(), roots=a.pictures, **options)
+    return predict_files(
+        find_pictures(a.pictures, a.recursive), engine, a.out, progress=sys.stderr.isatty(), roots=a.pictures, **options
+    )
 
-def has_cuda()->bool:
+
+def has_cuda() -> bool:
     "Is there a GPU that PyTorch sees?"
-    try: import torch
-    except ImportError: return False
+    try:
+        import torch
+    except ImportError:
+        return False
     return torch.cuda.is_available()
 
 # %% ../nbs/90_cli.ipynb #08c-cli06
@@ -67,44 +124,68 @@ def add_export(p):
     "Arguments of `bcss export`."
     p.add_argument('run', type=home_path, help='folder of a training')
     p.add_argument('--data', required=True, type=home_path, help='the prepared set it was trained on')
-    p.add_argument('--out', required=True, type=home_path, help='folder to write: a new or empty one, or an export, which is replaced as a whole')
+    p.add_argument(
+        '--out',
+        required=True,
+        type=home_path,
+        help='folder to write: a new or empty one, or an export, which is replaced as a whole',
+    )
     p.add_argument('--tiles', type=int, default=0, help='test tiles of the parity table (default: all)')
     p.add_argument('--engine', default='auto', help='of the service (default: the quickest that is good enough)')
 
-def do_export(a)->int:
+
+def do_export(a) -> int:
     "Run `bcss export`."
     check_ranges(vars(a), EXPORT_RANGES, as_option)
     from bcss_nb.core.folders import EXPORTED_MODEL, check_replaceable
+
     check_replaceable(a.out, EXPORTED_MODEL, (a.run, a.data))
     import pandas as pd
     from bcss_nb.data.dataset import load_set
     from bcss_nb.serving.export import export_run
-    print(pd.DataFrame(export_run(a.run.absolute(), load_set(a.data.absolute()), a.out.absolute(), a.tiles, a.engine)).round(4).to_string(index=False))
+
+    print(
+        pd.DataFrame(export_run(a.run.absolute(), load_set(a.data.absolute()), a.out.absolute(), a.tiles, a.engine))
+        .round(4)
+        .to_string(index=False)
+    )
     return 0
+
 
 def add_serve(p):
     "Arguments of `bcss serve`; everything else is set by environment variables, see `Settings`."
-    p.add_argument('--model', type=expand_home, help='folder made by bcss export (default: $BCSS_MODEL, else exports/bcss)')
+    p.add_argument(
+        '--model', type=expand_home, help='folder made by bcss export (default: $BCSS_MODEL, else exports/bcss)'
+    )
     p.add_argument('--host', default='127.0.0.1', help='(default: %(default)s)')
     p.add_argument('--port', type=int, default=8080, help='(default: %(default)s)')
 
-def do_serve(a)->int:
+
+def do_serve(a) -> int:
     "Run `bcss serve`."
     check_ranges(vars(a), SERVE_RANGES, as_option)
     import os
-    if a.model: os.environ['BCSS_MODEL'] = a.model
+
+    if a.model:
+        os.environ['BCSS_MODEL'] = a.model
     from bcss_nb.serving.app import run_service
+
     run_service(a.host, a.port)
     return 0
 
 # %% ../nbs/90_cli.ipynb #08c-cli07
-COMMANDS = dict(predict=('class maps, outlines and areas of pictures and slides', add_predict, do_predict),
+COMMANDS = dict(
+    predict=('class maps, outlines and areas of pictures and slides', add_predict, do_predict),
     export=('a trained model as ONNX and MONAI Bundle', add_export, do_export),
-                serve=('an exported model over HTTP, with a web page', add_serve, do_serve))
+    serve=('an exported model over HTTP, with a web page', add_serve, do_serve),
+)
+
 
 def make_parser() -> argparse.ArgumentParser:
     "Return the parser of `bcss` and its commands."
-    parser = argparse.ArgumentParser('bcss', description='Breast-cancer tissue in H&E images. Research software, not a medical device.')
+    parser = argparse.ArgumentParser(
+        'bcss', description='Breast-cancer tissue in H&E images. Research software, not a medical device.'
+    )
     parser.add_argument('--version', action='version', version=f'bcss_nb {bcss_nb.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, (text, add, do) in COMMANDS.items():
@@ -114,29 +195,38 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/90_cli.ipynb #08c-cli91
-def main(argv=None)->int: # exit status
+def main(argv=None) -> int:  # exit status
     "Entry point of `bcss`."
     with catch_interrupts('bcss') as asked:
         try:
             options = make_parser().parse_args(argv)
             name = f'bcss {options.command}'
-            with show_warnings_plainly(name): status = run_command(options, name)
+            with show_warnings_plainly(name):
+                status = run_command(options, name)
         except BaseException:
-            if not asked: raise
-        if not asked: return status
+            if not asked:
+                raise
+        if not asked:
+            return status
         print('bcss: interrupted', file=sys.stderr)
         return INTERRUPTED
 
-def run_command(options: argparse.Namespace, name: str) -> int: # exit status
+
+def run_command(options: argparse.Namespace, name: str) -> int:  # exit status
     "Run a command; say in one line what went wrong."
-    try: return min(1, options.do(options))
+    try:
+        return min(1, options.do(options))
     except (OSError, ValueError, FloatingPointError, RuntimeError, MemoryError) as e:
-        if isinstance(e, RuntimeError) and not is_out_of_memory(e): raise
+        if isinstance(e, RuntimeError) and not is_out_of_memory(e):
+            raise
         print(f'{name}: {" ".join(str(e).split()) or type(e).__name__}', file=sys.stderr)
         return 1
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     "Return whether an engine ran out of memory."
     return 'out of memory' in str(error).lower() or "can't allocate memory" in str(error).lower()
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

@@ -15,46 +15,47 @@ from .training.train import Trainer, fit
 
 # %% ../nbs/91_demo.ipynb #demom-05
 def is_trained_on(
-    run_dir:Path,
-    dataset:TileSet,
-)->bool:
+    run_dir: Path,
+    dataset: TileSet,
+) -> bool:
     "Whether a folder holds a finished training on exactly this data."
-    record = json.loads((run_dir/'train.json').read_text()) if (run_dir/'train.json').exists() else {}
+    record = json.loads((run_dir / 'train.json').read_text()) if (run_dir / 'train.json').exists() else {}
     return record.get('data') == dataset.manifest['id']
 
 
 def demo_runs(
-    model:str, # 'unet' or 'unetr'
-    dataset:TileSet,
-    seeds:tuple[int, ...]=(42, 43, 44), # of the pipeline
-    num_steps:int=30, # of the short trainings, two at most
-    batch_size:int=4,
-)->list[Path]: # one folder per seed
+    model: str,  # 'unet' or 'unetr'
+    dataset: TileSet,
+    seeds: tuple[int, ...] = (42, 43, 44),  # of the pipeline
+    num_steps: int = 30,  # of the short trainings, two at most
+    batch_size: int = 4,
+) -> list[Path]:  # one folder per seed
     "The pipeline's trainings on this data, or short ones; notebooks that run side by side wait for each other."
     pipeline = [from_root(f'runs/{model}/{seed}') for seed in seeds]
     if all(is_trained_on(run_dir, dataset) for run_dir in pipeline):
         return pipeline
-    short = [from_root(f'runs/smoke/{model}/{seed}') for seed in (1, 2)[:len(seeds)]]
+    short = [from_root(f'runs/smoke/{model}/{seed}') for seed in (1, 2)[: len(seeds)]]
     with locked(short[0].parent):
         for run_dir in short:
             if not is_trained_on(run_dir, dataset):
                 trainer = Trainer(dataset, model, steps=num_steps, batch=batch_size, seed=int(run_dir.name))
-                write_json(run_dir/'train.json', fit(trainer, run_dir, resume='no'))
+                write_json(run_dir / 'train.json', fit(trainer, run_dir, resume='no'))
     return short
 
 # %% ../nbs/91_demo.ipynb #demom-09
-DEMO_MODEL = 'runs/smoke/export' # from the root of the project
+DEMO_MODEL = 'runs/smoke/export'  # from the root of the project
 
 
 def demo_export(
-    dataset:TileSet,
-    out:str=DEMO_MODEL,
-)->Path: # folder of the exported model
+    dataset: TileSet,
+    out: str = DEMO_MODEL,
+) -> Path:  # folder of the exported model
     "A UNet of `demo_runs`, exported once for this data."
     from bcss_nb.inference.engines import read_manifest
     from bcss_nb.serving.export import export_run
+
     folder = from_root(out)
     with locked(folder):
-        if not (folder/'reference.json').exists() or read_manifest(folder)['data'] != dataset.manifest['id']:
+        if not (folder / 'reference.json').exists() or read_manifest(folder)['data'] != dataset.manifest['id']:
             export_run(demo_runs('unet', dataset)[0], dataset, folder, tiles=16)
     return folder

@@ -1,6 +1,8 @@
-"""Training speed on one GPU, in one run: the stock MONAI loop, ours, the bare step, and how much of the chip's measured bf16 matrix rate a step reaches.
+"""Training speed on one GPU, in one run: the stock MONAI loop, ours, the bare step, and how much of the chip's
+measured bf16 matrix rate a step reaches.
 
 Needs torch, monai, lightning, numpy and this project's modules. Without CUDA it says so and ends well."""
+
 import argparse
 import json
 import sys
@@ -16,12 +18,14 @@ from bcss_nb.training.provenance import peak_memory
 def matrix_rate(n=8192, repeat=20):
     "Measured bf16 matrix rate, multiply-accumulates a second."
     a, b = (torch.randn(n, n, device='cuda', dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(5): a @ b
+    for _ in range(5):
+        a @ b
     torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(repeat): a @ b
+    for _ in range(repeat):
+        a @ b
     torch.cuda.synchronize()
-    return repeat*n**3/(time.perf_counter() - start)
+    return repeat * n**3 / (time.perf_counter() - start)
 
 
 if __name__ == '__main__':
@@ -39,18 +43,27 @@ if __name__ == '__main__':
         print(json.dumps(dict(skipped='no CUDA device')))
         sys.exit()
     from train import compare, sample_set
+
     rate = matrix_rate()
-    print(f'{torch.cuda.get_device_name()}: {2*rate/1e12:.0f} TFLOP/s measured in bf16 matrix products\n')
+    print(f'{torch.cuda.get_device_name()}: {2 * rate / 1e12:.0f} TFLOP/s measured in bf16 matrix products\n')
     with tempfile.TemporaryDirectory() as d:
         ts, _ = sample_set(d, a.patients)
         results = {}
         for name in a.models.split(','):
             r = compare(name, d, a.batch, a.steps, a.rounds, a.workers, 'cuda', compile=a.compile)
-            r['share_of_matrix_rate'] = round(3*cost(build_model(name, len(ts.schema.classes)))['gmacs']*1e9*r['ours_tiles_s']/rate, 3)
+            r['share_of_matrix_rate'] = round(
+                3 * cost(build_model(name, len(ts.schema.classes)))['gmacs'] * 1e9 * r['ours_tiles_s'] / rate, 3
+            )
             r['peak_memory_gib'] = peak_memory(torch.device('cuda'))
             torch.cuda.reset_peak_memory_stats()
-            print(f'  {r["share_of_matrix_rate"]:.1%} of the matrix rate (3 x forward), peak memory {r["peak_memory_gib"]} GiB\n', flush=True)
+            print(
+                f'  {r["share_of_matrix_rate"]:.1%} of the matrix rate (3 x forward), peak memory '
+                f'{r["peak_memory_gib"]} GiB\n',
+                flush=True,
+            )
             results[name] = r
     first, *others = results
-    about = dict(device=torch.cuda.get_device_name(), batch=a.batch, matrix_tflops=round(2*rate/1e12), compile=a.compile)
+    about = dict(
+        device=torch.cuda.get_device_name(), batch=a.batch, matrix_tflops=round(2 * rate / 1e12), compile=a.compile
+    )
     print(json.dumps(results[first] | {name: results[name] for name in others} | about))

@@ -1,4 +1,5 @@
 "What several tests need: a trained net, and its export."
+
 import signal
 
 import pytest
@@ -11,11 +12,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
-def ts(): return load_set(smoke_set())
+def ts():
+    return load_set(smoke_set())
 
 
 @pytest.fixture(scope='session')
-def run(ts): return demo_runs('unet', ts)[0]
+def run(ts):
+    return demo_runs('unet', ts)[0]
 
 
 @pytest.fixture(scope='session')

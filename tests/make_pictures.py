@@ -1,4 +1,5 @@
 "Makers of small picture files of many kinds, for tests."
+
 import struct
 import zlib
 from pathlib import Path
@@ -45,7 +46,7 @@ def tinted(seed: int = 4, shape: tuple = (250, 300), block: int = 50) -> np.ndar
     gray = simulate_roi(seed, shape=shape)[1].mean(-1).clip(60, 235)
     rows, columns = np.indices(shape) // block
     brightest = (rows + columns + rows // 2) % 3
-    share = np.where(np.arange(3) == brightest[..., None], 1, .55)
+    share = np.where(np.arange(3) == brightest[..., None], 1, 0.55)
     return (gray[..., None] * share).round().astype(np.uint8)
 
 
@@ -58,11 +59,11 @@ def brightest_band(rgb: np.ndarray) -> np.ndarray:
 class Kind(NamedTuple):
     "A kind of file: how it is made, and whether it is read as the same picture or refused by name."
 
-    name: str          # with its ending
-    make: object       # (path, (H, W, 3) uint8 pixels) -> None
+    name: str  # with its ending
+    make: object  # (path, (H, W, 3) uint8 pixels) -> None
     refused: str = ''  # regular expression that the refusal contains, in any case; '' where it is accepted
-    agreement: float = 1.  # smallest share of pixels whose class is that of the PNG
-    served: bool = True    # whether the service takes files of this format
+    agreement: float = 1.0  # smallest share of pixels whose class is that of the PNG
+    served: bool = True  # whether the service takes files of this format
 
 
 def rgba_of(rgb: np.ndarray, alpha: int = 255) -> np.ndarray:
@@ -80,7 +81,7 @@ def palette_of(rgb: np.ndarray) -> tuple:
     picture = Image.fromarray(rgb).quantize(256)
     colors = np.zeros((256, 3), np.uint8)
     found = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
-    colors[:len(found)] = found
+    colors[: len(found)] = found
     return np.asarray(picture), colors
 
 
@@ -109,7 +110,7 @@ def png(path: Path, pixels: np.ndarray, color_type: int):
     depth = pixels.dtype.itemsize * 8
     raw = pixels.astype(pixels.dtype.newbyteorder('>')).tobytes()
     row = len(raw) // len(pixels)
-    lines = b''.join(b'\0' + raw[i:i + row] for i in range(0, len(raw), row))
+    lines = b''.join(b'\0' + raw[i : i + row] for i in range(0, len(raw), row))
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
@@ -235,9 +236,9 @@ STRIPS = dict(rowsperstrip=16)
 KINDS = (
     Kind('rgb.png', with_pillow()),
     Kind('rgba.png', with_pillow('RGBA')),
-    Kind('palette.png', palette_png, agreement=.97),
+    Kind('palette.png', palette_png, agreement=0.97),
     Kind('rgb_color_key.png', with_pillow(transparency=(1, 2, 3))),
-    Kind('palette_alpha.png', lambda path, rgb: palette_png(path, rgb, transparency=b'\xff' * 256), agreement=.97),
+    Kind('palette_alpha.png', lambda path, rgb: palette_png(path, rgb, transparency=b'\xff' * 256), agreement=0.97),
     Kind('grey.png', with_pillow('L'), 'gr[ae]y'),
     Kind('grey_alpha.png', with_pillow('LA'), 'gr[ae]y'),
     Kind('grey_color_key.png', with_pillow('L', transparency=7), 'gr[ae]y'),
@@ -245,31 +246,34 @@ KINDS = (
     Kind('rgb16.png', png16(2), '16-bit'),
     Kind('rgba16.png', png16(6), '16-bit'),
     Kind('grey16.png', png16(0), '16-bit'),
-    Kind('ycbcr444.jpg', with_pillow(quality=95, subsampling=0), agreement=.99),
-    Kind('ycbcr420.jpg', with_pillow(quality=95, subsampling=2), agreement=.98),
-    Kind('progressive.jpg', with_pillow(quality=95, subsampling=0, progressive=True), agreement=.99),
-    Kind('rgb.jpg', with_pillow(quality=95, keep_rgb=True), agreement=.99),
+    Kind('ycbcr444.jpg', with_pillow(quality=95, subsampling=0), agreement=0.99),
+    Kind('ycbcr420.jpg', with_pillow(quality=95, subsampling=2), agreement=0.98),
+    Kind('progressive.jpg', with_pillow(quality=95, subsampling=0, progressive=True), agreement=0.99),
+    Kind('rgb.jpg', with_pillow(quality=95, keep_rgb=True), agreement=0.99),
     Kind('cmyk.jpg', jpeg_cmyk, 'cmyk'),
     Kind('ycck.jpg', lambda path, rgb: jpeg_cmyk(path, rgb, 'YCCK'), 'cmyk|ycck'),
     Kind('grey.jpg', with_pillow('L'), 'gr[ae]y'),
     Kind('rgb.webp', with_pillow(lossless=True)),
     Kind('rgba.webp', with_pillow('RGBA', lossless=True)),
     Kind('rgb.bmp', with_pillow(), served=False),
-    Kind('palette.bmp', lambda path, rgb: palette_png(path, rgb), agreement=.97, served=False),
+    Kind('palette.bmp', lambda path, rgb: palette_png(path, rgb), agreement=0.97, served=False),
     Kind('strips.tif', tiff(**STRIPS)),
     Kind('strips_lzw.tif', tiff(**STRIPS, compression='lzw', predictor=True)),
     Kind('strips_deflate.tif', tiff(**STRIPS, compression='zlib')),
     Kind('strips_packbits.tif', tiff(**STRIPS, compression='packbits')),
     Kind('strips_zstd.tif', tiff(**STRIPS, compression='zstd')),
-    Kind('strips_jpeg.tif', tiff(**STRIPS, compression='jpeg', compressionargs=dict(level=95)), agreement=.98),
+    Kind('strips_jpeg.tif', tiff(**STRIPS, compression='jpeg', compressionargs=dict(level=95)), agreement=0.98),
     Kind('strips_big_endian.tif', tiff(**STRIPS, byteorder='>')),
     Kind('strips_bigtiff.tif', tiff(**STRIPS, bigtiff=True)),
     Kind('tiles.tif', tiff(**TILES)),
     Kind('tiles_lzw.tif', tiff(**TILES, compression='lzw', predictor=True)),
     Kind('tiles_zstd.tif', tiff(**TILES, compression='zstd')),
-    Kind('tiles_jpeg.tif', tiff(**TILES, compression='jpeg', compressionargs=dict(level=95)), agreement=.98),
-    Kind('tiles_jpeg_rgb.tif', tiff(**TILES, compression='jpeg', compressionargs=dict(level=95, outcolorspace='RGB')),
-         agreement=.98),
+    Kind('tiles_jpeg.tif', tiff(**TILES, compression='jpeg', compressionargs=dict(level=95)), agreement=0.98),
+    Kind(
+        'tiles_jpeg_rgb.tif',
+        tiff(**TILES, compression='jpeg', compressionargs=dict(level=95, outcolorspace='RGB')),
+        agreement=0.98,
+    ),
     Kind('tiles_webp.tif', tiff(**TILES, compression='webp', compressionargs=dict(lossless=True))),
     Kind('tiles_jpeg2000.tif', tiff(**TILES, compression='jpeg2000')),
     Kind('tiles_jpegxl.tif', tiff(**TILES, compression='jpegxl')),
@@ -280,9 +284,9 @@ KINDS = (
     Kind('tiles_rgba.tif', tiff(rgba_of, **TILES, extrasamples=['unassalpha'])),
     Kind('strips_rgba_associated.tif', tiff(rgba_of, **STRIPS, extrasamples=['assocalpha'])),
     Kind('tiles_rgba_associated.tif', tiff(rgba_of, **TILES, extrasamples=['assocalpha'])),
-    Kind('strips_palette.tif', palette_tiff(**STRIPS), agreement=.97),
-    Kind('tiles_palette.tif', palette_tiff(**TILES), agreement=.97),
-    Kind('strips_palette_alpha.tif', palette_alpha_tiff, agreement=.97),
+    Kind('strips_palette.tif', palette_tiff(**STRIPS), agreement=0.97),
+    Kind('tiles_palette.tif', palette_tiff(**TILES), agreement=0.97),
+    Kind('strips_palette_alpha.tif', palette_alpha_tiff, agreement=0.97),
     Kind('strips_ome.ome.tif', ome_tiff('YXS', **STRIPS)),
     Kind('tiles_ome.ome.tif', ome_tiff('YXS', **TILES)),
     Kind('strips_palette16.tif', palette16_tiff, '16-bit'),
@@ -297,10 +301,16 @@ KINDS = (
     Kind('strips_grey.tif', tiff(gray_of, **STRIPS, photometric='minisblack'), 'gr[ae]y'),
     Kind('tiles_grey.tif', tiff(gray_of, **TILES, photometric='minisblack'), 'gr[ae]y'),
     Kind('tiles_white_is_zero.tif', tiff(gray_of, **TILES, photometric='miniswhite'), 'gr[ae]y'),
-    Kind('strips_grey_alpha.tif', tiff(gray_and_alpha, **STRIPS, photometric='minisblack', planarconfig='contig',
-                                       extrasamples=['unassalpha']), 'gr[ae]y'),
-    Kind('tiles_grey_alpha.tif', tiff(gray_and_alpha, **TILES, photometric='minisblack', planarconfig='contig',
-                                      extrasamples=['unassalpha']), 'gr[ae]y'),
+    Kind(
+        'strips_grey_alpha.tif',
+        tiff(gray_and_alpha, **STRIPS, photometric='minisblack', planarconfig='contig', extrasamples=['unassalpha']),
+        'gr[ae]y',
+    ),
+    Kind(
+        'tiles_grey_alpha.tif',
+        tiff(gray_and_alpha, **TILES, photometric='minisblack', planarconfig='contig', extrasamples=['unassalpha']),
+        'gr[ae]y',
+    ),
     Kind('strips_rgb16.tif', tiff(sixteen, **STRIPS), '16-bit'),
     Kind('tiles_rgb16.tif', tiff(sixteen, **TILES), '16-bit'),
     Kind('strips_planar16.tif', tiff(lambda rgb: planes(sixteen(rgb)), **STRIPS, planarconfig='separate'), '16-bit'),
@@ -322,7 +332,7 @@ KINDS = (
 class Way(NamedTuple):
     "A way to state that a pixel is 0.5 µm wide."
 
-    file: str     # name of the file
+    file: str  # name of the file
     make: object  # (path, (H, W, 3) uint8 pixels) -> None
 
 
@@ -331,8 +341,15 @@ def imagej_tiff(unit: str, per_unit: float):
 
     def make(path: Path, rgb: np.ndarray):
         description = f'ImageJ=1.53t\nimages=1\nunit={unit}\nloop=false\n'
-        tifffile.imwrite(path, rgb, photometric='rgb', metadata=None, description=description,
-                         resolution=(per_unit, per_unit), resolutionunit='NONE')
+        tifffile.imwrite(
+            path,
+            rgb,
+            photometric='rgb',
+            metadata=None,
+            description=description,
+            resolution=(per_unit, per_unit),
+            resolutionunit='NONE',
+        )
 
     return make
 
@@ -341,11 +358,15 @@ def ome_xml(pixels: list) -> bytes:
     "Return the header of an OME-TIFF; each image is (width, height, attributes of its pixels)."
     images = ''.join(
         f'<Image ID="Image:{i}" Name="{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYCZT" Type="uint8" SizeX="{width}"'
-        f' SizeY="{height}" SizeC="3" SizeZ="1" SizeT="1" {attributes}><Channel ID="Channel:{i}:0" SamplesPerPixel="3"/>'
+        f' SizeY="{height}" SizeC="3" SizeZ="1" SizeT="1" {attributes}><Channel ID="Channel:{i}:0" '
+        'SamplesPerPixel="3"/>'
         f'<TiffData IFD="{i}" PlaneCount="1"/></Pixels></Image>'
-        for i, (width, height, attributes) in enumerate(pixels))
-    return ('<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
-            f'{images}</OME>').encode()
+        for i, (width, height, attributes) in enumerate(pixels)
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        f'{images}</OME>'
+    ).encode()
 
 
 def stated(size: str, unit: str = '', size_y: str = '', unit_y: str = '') -> str:
@@ -382,8 +403,16 @@ def aperio(description: str):
     def make(path: Path, rgb: np.ndarray):
         size = f'{rgb.shape[1]}x{rgb.shape[0]}'
         text = f'Aperio Image Library v12\r\n{size} [0,0 {size}] (256x256) JPEG/RGB Q=90|{description}'
-        tifffile.imwrite(path, rgb, photometric='rgb', metadata=None, description=text, tile=(256, 256),
-                         compression='jpeg', compressionargs=dict(level=95))
+        tifffile.imwrite(
+            path,
+            rgb,
+            photometric='rgb',
+            metadata=None,
+            description=text,
+            tile=(256, 256),
+            compression='jpeg',
+            compressionargs=dict(level=95),
+        )
 
     return make
 
@@ -395,7 +424,7 @@ def jpeg_density(per_unit: int, unit: int):
         Image.fromarray(rgb).save(path, quality=95, dpi=(300, 300))
         data = bytearray(path.read_bytes())
         at = data.index(b'JFIF\0') + 7
-        data[at:at + 5] = struct.pack('>BHH', unit, per_unit, per_unit)
+        data[at : at + 5] = struct.pack('>BHH', unit, per_unit, per_unit)
         path.write_bytes(data)
 
     return make
@@ -428,7 +457,7 @@ WAYS = (
     Way('ome_mm.ome.tif', ome_size('0.0005', 'mm')),
     Way('ome_cm.ome.tif', ome_size('5.0E-5', 'cm')),
     Way('ome_m.ome.tif', ome_size('5e-7', 'm')),
-    Way('ome_in.ome.tif', ome_size(f'{.5 / 25_400:.12f}', 'in')),
+    Way('ome_in.ome.tif', ome_size(f'{0.5 / 25_400:.12f}', 'in')),
     Way('ome_series.ome.tif', ome_series),
     Way('aperio_mpp.svs', aperio('AppMag = 40|MPP = 0.5000')),
     Way('aperio_magnification.svs', aperio('AppMag = 20')),
@@ -442,7 +471,7 @@ WAYS = (
 
 
 # ---- slides of scanners -------------------------------------------------------------------------------------------
-def leica_scn(path: Path, parts: list, size: tuple, mpp: float = .25):
+def leica_scn(path: Path, parts: list, size: tuple, mpp: float = 0.25):
     """Write a Leica slide of width and height `size`, pixels, of which only `parts` were scanned.
 
     Each part is (x, y, (H, W, 3) uint8 pixels); OpenSlide tells their common rectangle as `openslide.bounds-*`.
@@ -458,15 +487,18 @@ def leica_scn(path: Path, parts: list, size: tuple, mpp: float = .25):
             f' offsetY="{y * nanometers}" spacingZ="0"/>'
             f'<scanSettings><objectiveSettings><objective>{objective}</objective></objectiveSettings>'
             '<illuminationSettings><numericalAperture>0.65</numericalAperture>'
-            '<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>')
+            '<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>'
+        )
 
     images = [image(0, '1.25', 0, 0, 64, 64, size)]
     for ifd, (x, y, pixels) in enumerate(parts, 1):
         height, width = pixels.shape[:2]
         images.append(image(ifd, '40', x, y, width, height, (width, height)))
-    xml = ('<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="s">'
-           f'<collection name="c" uuid="c" sizeX="{size[0] * nanometers}" sizeY="{size[1] * nanometers}">'
-           f'{"".join(images)}</collection></scn>')
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="s">'
+        f'<collection name="c" uuid="c" sizeX="{size[0] * nanometers}" sizeY="{size[1] * nanometers}">'
+        f'{"".join(images)}</collection></scn>'
+    )
     options = dict(photometric='rgb', metadata=None, compression='zlib')
     per_cm = 10_000 / mpp
     with tifffile.TiffWriter(path, bigtiff=True) as t:
@@ -482,42 +514,71 @@ def hamamatsu_vms(path: Path, rgb: np.ndarray, columns: int = 2):
     lines = ['[Virtual Microscope Specimen]', 'NoLayers=1', f'NoJpegColumns={columns}', 'NoJpegRows=1']
     for column in range(columns):
         place = f'({column},0)' if column else ''
-        part = rgb[:, column * width:(column + 1) * width]
+        part = rgb[:, column * width : (column + 1) * width]
         Image.fromarray(part).save(path.with_name(f'{stem}{place}.jpg'), **options)
         lines.append(f'ImageFile{place}={stem}{place}.jpg')
     Image.fromarray(rgb[::8, ::8]).save(path.with_name(f'{stem}_map2.jpg'), **options)
     Image.fromarray(rgb[:64, :96]).save(path.with_name(f'{stem}_macro.jpg'))
-    lines += [f'MapFile={stem}_map2.jpg', f'MacroImage={stem}_macro.jpg', f'PhysicalWidth={width * columns * 250}',
-              f'PhysicalHeight={len(rgb) * 250}', 'SourceLens=40']
+    lines += [
+        f'MapFile={stem}_map2.jpg',
+        f'MacroImage={stem}_macro.jpg',
+        f'PhysicalWidth={width * columns * 250}',
+        f'PhysicalHeight={len(rgb) * 250}',
+        'SourceLens=40',
+    ]
     path.write_text('\n'.join(lines) + '\n')
 
 
-def dicom_slide(path: Path, rgb: np.ndarray, series: str, mpp: float = .25, kind: str = 'VOLUME', number: int = 1):
+def dicom_slide(path: Path, rgb: np.ndarray, series: str, mpp: float = 0.25, kind: str = 'VOLUME', number: int = 1):
     "Write one level of a slide of a series as DICOM, in JPEG tiles."
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEGBaseline8Bit, generate_uid
+
     tile = 128
     height, width = rgb.shape[:2]
     padded = np.pad(rgb, ((0, -height % tile), (0, -width % tile), (0, 0)), mode='edge')
-    frames = [np.ascontiguousarray(padded[y:y + tile, x:x + tile])
-              for y in range(0, height, tile) for x in range(0, width, tile)]
+    frames = [
+        np.ascontiguousarray(padded[y : y + tile, x : x + tile])
+        for y in range(0, height, tile)
+        for x in range(0, width, tile)
+    ]
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.77.1.6'
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = JPEGBaseline8Bit
     measures, groups, d = Dataset(), Dataset(), Dataset()
-    measures.update(dict(PixelSpacing=[mpp / 1000, mpp / 1000], SliceThickness=.001))
+    measures.update(dict(PixelSpacing=[mpp / 1000, mpp / 1000], SliceThickness=0.001))
     groups.PixelMeasuresSequence = [measures]
     d.file_meta = meta
-    d.update(dict(
-        SOPClassUID=meta.MediaStorageSOPClassUID, SOPInstanceUID=meta.MediaStorageSOPInstanceUID, Modality='SM',
-        StudyInstanceUID='1.2.3', SeriesInstanceUID=series, FrameOfReferenceUID='1.2.4', InstanceNumber=number,
-        ImageType=['ORIGINAL', 'PRIMARY', kind, 'NONE'], SamplesPerPixel=3, PhotometricInterpretation='YBR_FULL_422',
-        PlanarConfiguration=0, Rows=tile, Columns=tile, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0,
-        NumberOfFrames=len(frames), TotalPixelMatrixColumns=width, TotalPixelMatrixRows=height,
-        TotalPixelMatrixFocalPlanes=1, DimensionOrganizationType='TILED_FULL', NumberOfOpticalPaths=1,
-        SharedFunctionalGroupsSequence=[groups]))
+    d.update(
+        dict(
+            SOPClassUID=meta.MediaStorageSOPClassUID,
+            SOPInstanceUID=meta.MediaStorageSOPInstanceUID,
+            Modality='SM',
+            StudyInstanceUID='1.2.3',
+            SeriesInstanceUID=series,
+            FrameOfReferenceUID='1.2.4',
+            InstanceNumber=number,
+            ImageType=['ORIGINAL', 'PRIMARY', kind, 'NONE'],
+            SamplesPerPixel=3,
+            PhotometricInterpretation='YBR_FULL_422',
+            PlanarConfiguration=0,
+            Rows=tile,
+            Columns=tile,
+            BitsAllocated=8,
+            BitsStored=8,
+            HighBit=7,
+            PixelRepresentation=0,
+            NumberOfFrames=len(frames),
+            TotalPixelMatrixColumns=width,
+            TotalPixelMatrixRows=height,
+            TotalPixelMatrixFocalPlanes=1,
+            DimensionOrganizationType='TILED_FULL',
+            NumberOfOpticalPaths=1,
+            SharedFunctionalGroupsSequence=[groups],
+        )
+    )
     d.PixelData = encapsulate([imagecodecs.jpeg8_encode(frame, level=95) for frame in frames])
     d['PixelData'].is_undefined_length = True
     d.save_as(path, enforce_file_format=True)
@@ -533,10 +594,13 @@ def sparse_tiff(path: Path, rgb: np.ndarray, missing, **options):
     def tiles():
         for y in range(0, height, side):
             for x in range(0, width, side):
-                yield None if missing(y // side, x // side) else np.ascontiguousarray(padded[y:y + side, x:x + side])
+                yield (
+                    None if missing(y // side, x // side) else np.ascontiguousarray(padded[y : y + side, x : x + side])
+                )
 
-    tifffile.imwrite(path, tiles(), shape=rgb.shape, dtype=np.uint8, tile=(side, side), photometric='rgb', metadata=None,
-                     **options)
+    tifffile.imwrite(
+        path, tiles(), shape=rgb.shape, dtype=np.uint8, tile=(side, side), photometric='rgb', metadata=None, **options
+    )
 
 
 def flat(shape: tuple, color: tuple, noise: int = 2, seed: int = 0) -> np.ndarray:

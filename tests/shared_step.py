@@ -1,4 +1,6 @@
-"One batch, its gradients and a validation, alone or under torchrun: `python tests/shared_step.py OUT MODEL ACCUMULATE PRECISION`."
+"""One batch, its gradients and a validation, alone or under torchrun: `python tests/shared_step.py OUT MODEL
+ACCUMULATE PRECISION`."""
+
 import sys
 
 import torch
@@ -8,13 +10,25 @@ from bcss_nb.training.train import Trainer, make_fabric, validate
 
 if __name__ == '__main__':
     out, model, accumulate, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    t = Trainer(load_set(smoke_set()), model, make_fabric(precision, 'cpu'), batch=4, steps=5, accumulate=accumulate, weighted=True, precision=precision)
+    t = Trainer(
+        load_set(smoke_set()),
+        model,
+        make_fabric(precision, 'cpu'),
+        batch=4,
+        steps=5,
+        accumulate=accumulate,
+        weighted=True,
+        precision=precision,
+    )
     for _ in range(accumulate):
         x, y = next(t.stream)
-        loss = t.loss(t.net(x), y)/accumulate
-        t.fabric.backward(loss*t.fabric.world_size)
+        loss = t.loss(t.net(x), y) / accumulate
+        t.fabric.backward(loss * t.fabric.world_size)
     grads = {name.removeprefix('module.'): p.grad for name, p in t.raw.named_parameters()}
     stats = {name: b for name, b in t.raw.named_buffers() if 'running' in name}
     tiles = t.fabric.all_reduce(torch.tensor(float(len(y))), reduce_op='sum')
     counts = validate(t) if model == 'unet' else torch.ones(1).numpy()  # counted the same way whatever the net
-    if t.fabric.is_global_zero: torch.save(dict(grads=grads, stats=stats, loss=loss.detach(), counts=torch.from_numpy(counts), tiles=tiles), out)
+    if t.fabric.is_global_zero:
+        torch.save(
+            dict(grads=grads, stats=stats, loss=loss.detach(), counts=torch.from_numpy(counts), tiles=tiles), out
+        )

@@ -1,4 +1,5 @@
 "Imports run one way, and a stage of the pipeline is run again when a module that it imports has changed."
+
 import ast
 import json
 from pathlib import Path
@@ -7,14 +8,19 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT/'bcss_nb'
+PACKAGE = ROOT / 'bcss_nb'
 # package -> what it may import besides itself
 ALLOWED = {
-    'core': (), 'data': ('core',), 'models': ('core',), 'training': ('core', 'data', 'models'),
-    'evaluation': ('core', 'data', 'models', 'training'), 'inference': ('core', 'models'),
+    'core': (),
+    'data': ('core',),
+    'models': ('core',),
+    'training': ('core', 'data', 'models'),
+    'evaluation': ('core', 'data', 'models', 'training'),
+    'inference': ('core', 'models'),
     'serving': ('core', 'data', 'models', 'training', 'evaluation', 'inference'),
     'cli': ('core', 'data', 'models', 'training', 'evaluation', 'inference', 'serving'),
-    'demo': ('core', 'data', 'training', 'inference', 'serving')}
+    'demo': ('core', 'data', 'training', 'inference', 'serving'),
+}
 
 
 def imported(source, package=''):
@@ -24,7 +30,7 @@ def imported(source, package=''):
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
-            base = '.'.join(['bcss_nb', *package.split('.')[:len(package.split('.')) - node.level + 1]]).strip('.')
+            base = '.'.join(['bcss_nb', *package.split('.')[: len(package.split('.')) - node.level + 1]]).strip('.')
             names = [f'{base}.{node.module}' if node.module else base]
             names += [f'{names[0]}.{a.name}' for a in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -32,7 +38,7 @@ def imported(source, package=''):
         else:
             continue
         found |= {name.removeprefix('bcss_nb.') for name in names if name.startswith('bcss_nb.')}
-    return {name for name in found if (PACKAGE/f'{name.replace(".", "/")}.py').is_file()}
+    return {name for name in found if (PACKAGE / f'{name.replace(".", "/")}.py').is_file()}
 
 
 def modules():
@@ -54,12 +60,18 @@ def closure(names):
 def code_of(notebook):
     "The code of a notebook, without magics."
     cells = [c for c in json.loads(notebook.read_text())['cells'] if c['cell_type'] == 'code']
-    return '\n'.join(line for c in cells for line in ''.join(c['source']).splitlines() if not line.startswith(('%', '!')))
+    return '\n'.join(
+        line for c in cells for line in ''.join(c['source']).splitlines() if not line.startswith(('%', '!'))
+    )
 
 
 def test_imports_run_one_way():
-    wrong = [f'{name} imports {other}' for name, others in modules().items() for other in others
-             if other.partition('.')[0] not in (name.partition('.')[0], *ALLOWED[name.partition('.')[0]])]
+    wrong = [
+        f'{name} imports {other}'
+        for name, others in modules().items()
+        for other in others
+        if other.partition('.')[0] not in (name.partition('.')[0], *ALLOWED[name.partition('.')[0]])
+    ]
     assert not wrong
 
 
@@ -68,11 +80,14 @@ def test_every_module_has_a_package_of_the_table():
 
 
 def test_what_is_imported_is_found():
-    source = 'import os\nfrom ..core.labels import IGNORE\nfrom .train import fit\ndef f():\n    from bcss_nb.data import splits\n    import bcss_nb.cli'
+    source = (
+        'import os\nfrom ..core.labels import IGNORE\nfrom .train import fit\ndef f():\n    from bcss_nb.data import '
+        'splits\n    import bcss_nb.cli'
+    )
     assert imported(source, 'training') == {'core.labels', 'training.train', 'data.splits', 'cli'}
 
 
-STAGES = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
+STAGES = yaml.safe_load((ROOT / 'dvc.yaml').read_text())['stages']
 
 
 @pytest.mark.parametrize('stage', STAGES)
@@ -80,6 +95,6 @@ def test_a_stage_depends_on_every_module_that_its_notebook_imports(stage):
     deps = [dep.rstrip('/') for dep in STAGES[stage]['deps']]
     notebook = next(dep for dep in deps if dep.endswith('.ipynb'))
     assert notebook in STAGES[stage]['cmd']
-    needed = {f'bcss_nb/{name.replace(".", "/")}.py' for name in closure(imported(code_of(ROOT/notebook)))}
+    needed = {f'bcss_nb/{name.replace(".", "/")}.py' for name in closure(imported(code_of(ROOT / notebook)))}
     missing = sorted(file for file in needed if not any(file == dep or file.startswith(f'{dep}/') for dep in deps))
     assert needed and not missing

@@ -1,4 +1,5 @@
 "Every kind of picture is read rightly or refused by name, by `bcss predict` and the service alike."
+
 import io
 import json
 import re
@@ -44,8 +45,8 @@ from bcss_nb.inference.discovery import find_pictures
 from bcss_nb.inference.predict import predict_file, predict_files
 from bcss_nb.serving.app import Settings, create_app
 
-NEAR = 10       # pixels beside the border of an area in which either answer is right
-MPP_TEXT = .25  # of files that do not say, given by hand
+NEAR = 10  # pixels beside the border of an area in which either answer is right
+MPP_TEXT = 0.25  # of files that do not say, given by hand
 
 
 @pytest.fixture(scope='module')
@@ -120,14 +121,14 @@ REFUSED = [kind for kind in KINDS if kind.refused]
 @pytest.mark.parametrize('kind', ACCEPTED, ids=named)
 def test_predict_makes_the_map_of_the_png(kind: Kind, rgb, tmp_path):
     kind.make(tmp_path / kind.name, rgb)
-    _, label = predicted(tmp_path / kind.name, tmp_path / 'out', mpp=.25)
+    _, label = predicted(tmp_path / kind.name, tmp_path / 'out', mpp=0.25)
     assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() >= kind.agreement
 
 
 @pytest.mark.parametrize('kind', [kind for kind in ACCEPTED if kind.served], ids=named)
 def test_service_makes_the_map_of_the_png(kind: Kind, rgb, tmp_path, client):
     kind.make(tmp_path / kind.name, rgb)
-    _, label = served(client, tmp_path / kind.name, mpp=.25)
+    _, label = served(client, tmp_path / kind.name, mpp=0.25)
     assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() >= kind.agreement
 
 
@@ -135,17 +136,30 @@ def test_service_makes_the_map_of_the_png(kind: Kind, rgb, tmp_path, client):
 def test_other_colors_are_refused_by_name(kind: Kind, rgb, tmp_path, client):
     path = tmp_path / kind.name
     kind.make(path, rgb)
-    said = refused_by_predict(path, tmp_path / 'out', mpp=.25).replace(str(path), '').replace(path.name, '')
+    said = refused_by_predict(path, tmp_path / 'out', mpp=0.25).replace(str(path), '').replace(path.name, '')
     assert re.search(kind.refused, said, re.I), said
-    answered = refused_by_service(client, path, mpp=.25).replace(path.name, '')
+    answered = refused_by_service(client, path, mpp=0.25).replace(path.name, '')
     assert re.search(kind.refused, answered, re.I), answered
 
 
 def test_the_table_has_every_mode_in_strips_and_in_tiles():
     assert len(KINDS) >= 30
     names = {kind.name.split('.')[0] for kind in KINDS}
-    for mode in ('cmyk', 'cielab', 'grey', 'grey_alpha', 'rgb16', 'float', 'two_bands', 'five_bands', 'channels',
-                 'palette', 'rgba', 'planar', 'ycbcr_lzw'):
+    for mode in (
+        'cmyk',
+        'cielab',
+        'grey',
+        'grey_alpha',
+        'rgb16',
+        'float',
+        'two_bands',
+        'five_bands',
+        'channels',
+        'palette',
+        'rgba',
+        'planar',
+        'ycbcr_lzw',
+    ):
         assert {f'strips_{mode}', f'tiles_{mode}'} <= names
 
 
@@ -182,11 +196,11 @@ TURNED = (
 def test_the_stored_frame_is_kept_where_a_tag_turns_the_picture(way: Way, rgb, tmp_path, client):
     path = tmp_path / way.file
     way.make(path, rgb)
-    summary, label = predicted(path, tmp_path / 'out', mpp=.25)
-    found, answered = served(client, path, mpp=.25)
+    summary, label = predicted(path, tmp_path / 'out', mpp=0.25)
+    found, answered = served(client, path, mpp=0.25)
     for about, got in ((summary, label), (found, answered)):
         assert (about['height'], about['width']) == got.shape == rgb.shape[:2]
-        assert (got == brightest_band(rgb)).mean() > .99
+        assert (got == brightest_band(rgb)).mean() > 0.99
 
 
 def outlines(out: Path) -> shapely.Geometry:
@@ -209,9 +223,9 @@ def frame_of(scanned: list, keep: bool) -> np.ndarray:
     "Return the map that a slide should have, cropped to its bounds or whole."
     whole = np.full((1500, 2000), IGNORE, np.uint8)
     for x, y, pixels in scanned:
-        whole[y:y + pixels.shape[0], x:x + pixels.shape[1]] = brightest_band(pixels)
+        whole[y : y + pixels.shape[0], x : x + pixels.shape[1]] = brightest_band(pixels)
     x, y, width, height = BOUNDS
-    return whole if keep else whole[y:y + height, x:x + width]
+    return whole if keep else whole[y : y + height, x : x + width]
 
 
 @pytest.mark.parametrize('keep', [False, True])
@@ -220,23 +234,23 @@ def test_a_slide_is_cropped_to_what_was_scanned(keep: bool, scanned, tmp_path):
     summary, label = predicted(tmp_path / 'slide.scn', tmp_path / 'out', **(dict(keep_bounds=True) if keep else {}))
     want = frame_of(scanned, keep)
     assert label.shape == want.shape == (summary['height'], summary['width'])
-    assert (label == want).mean() > .98
-    assert ((label == IGNORE) == (want == IGNORE)).mean() > .98
+    assert (label == want).mean() > 0.98
+    assert ((label == IGNORE) == (want == IGNORE)).mean() > 0.98
     x, y = (BOUNDS[0], BOUNDS[1]) if keep else (0, 0)
     assert np.abs(np.subtract(outlines(tmp_path / 'out').bounds, (x, y, x + BOUNDS[2], y + BOUNDS[3]))).max() <= NEAR
     overlay = Image.open(next((tmp_path / 'out').rglob('*.overlay.png')))
-    assert overlay.width / overlay.height == pytest.approx(want.shape[1] / want.shape[0], rel=.01)
+    assert overlay.width / overlay.height == pytest.approx(want.shape[1] / want.shape[0], rel=0.01)
 
 
 def test_outlines_of_a_cropped_slide_count_in_its_own_pixels(scanned, tmp_path):
-    leica_scn(tmp_path / 'slide.scn', scanned, (2000, 1500), mpp=.5)
+    leica_scn(tmp_path / 'slide.scn', scanned, (2000, 1500), mpp=0.5)
     summary, label = predicted(tmp_path / 'slide.scn', tmp_path / 'out')
     found = outlines(tmp_path / 'out')
-    assert summary['mpp'] == .5 and label.shape == (2 * BOUNDS[3], 2 * BOUNDS[2])
+    assert summary['mpp'] == 0.5 and label.shape == (2 * BOUNDS[3], 2 * BOUNDS[2])
     assert np.abs(np.subtract(found.bounds, (0, 0, BOUNDS[2], BOUNDS[3]))).max() <= NEAR
     area = sum(pixels.shape[0] * pixels.shape[1] for _, _, pixels in scanned)
-    assert found.area == pytest.approx(area, rel=.03)
-    assert sum(c['area_mm2'] for c in summary['classes'].values()) == pytest.approx(area * .25 / 1e6, rel=.03)
+    assert found.area == pytest.approx(area, rel=0.03)
+    assert sum(c['area_mm2'] for c in summary['classes'].values()) == pytest.approx(area * 0.25 / 1e6, rel=0.03)
 
 
 # ---- area that nobody scanned -------------------------------------------------------------------------------------
@@ -246,18 +260,21 @@ AREA = (slice(340, 800), slice(420, 980))  # rows and columns inside the tissue
 def grown(mask: np.ndarray, by: int) -> np.ndarray:
     "Return a mask grown (or, below 0, shrunk) by some pixels."
     from scipy import ndimage
+
     square = np.ones((3, 3), bool)
     if by < 0:
         return ndimage.binary_erosion(mask, square, -by, border_value=1)
     return ndimage.binary_dilation(mask, square, by)
 
 
-def check_background(summary: dict, label: np.ndarray, mask: np.ndarray, mpp: float = .25):
+def check_background(summary: dict, label: np.ndarray, mask: np.ndarray, mpp: float = 0.25):
     "Fail unless a map is background where `mask` is, predicted elsewhere, and its areas add up."
     inside, outside = grown(mask, -NEAR), ~grown(mask, NEAR)
     assert (label[inside] == IGNORE).all(), f'{(label[inside] != IGNORE).mean():.1%} of it is tissue'
     if outside.any():
-        assert (label[outside] != IGNORE).mean() > .999, f'{(label[outside] == IGNORE).mean():.1%} of the tissue is lost'
+        assert (label[outside] != IGNORE).mean() > 0.999, (
+            f'{(label[outside] == IGNORE).mean():.1%} of the tissue is lost'
+        )
     pixel = mpp**2 / 1e6
     known = sum(c['area_mm2'] for c in summary['classes'].values())
     assert known == pytest.approx((label != IGNORE).sum() * pixel, abs=2e-6)
@@ -267,12 +284,19 @@ def check_background(summary: dict, label: np.ndarray, mask: np.ndarray, mpp: fl
 
 def check_both(path: Path, mask: np.ndarray, tmp_path: Path, client):
     "Check the background of a file, in `bcss predict` and in the service."
-    check_background(*predicted(path, tmp_path / 'out', mpp=.25), mask)
-    check_background(*served(client, path, mpp=.25), mask)
+    check_background(*predicted(path, tmp_path / 'out', mpp=0.25), mask)
+    check_background(*served(client, path, mpp=0.25), mask)
 
 
-COLORS = dict(grey200=(200, 200, 200), grey128=(128, 128, 128), grey60=(60, 60, 60), white=(245, 245, 245),
-              pink_glass=(236, 226, 233), yellow=(235, 222, 160), black=(2, 2, 2))
+COLORS = dict(
+    grey200=(200, 200, 200),
+    grey128=(128, 128, 128),
+    grey60=(60, 60, 60),
+    white=(245, 245, 245),
+    pink_glass=(236, 226, 233),
+    yellow=(235, 222, 160),
+    black=(2, 2, 2),
+)
 
 
 @pytest.mark.parametrize('color', COLORS)
@@ -293,8 +317,9 @@ def test_background_survives_jpeg(color: str, tissue, tmp_path, client):
     check_both(tmp_path / 'slide.jpg', mask, tmp_path, client)
 
 
-PADDING = dict(left=np.s_[:, :64], right=np.s_[:, -80:], top=np.s_[:64], bottom=np.s_[-100:],
-               corner=np.s_[-450:, -500:])
+PADDING = dict(
+    left=np.s_[:, :64], right=np.s_[:, -80:], top=np.s_[:64], bottom=np.s_[-100:], corner=np.s_[-450:, -500:]
+)
 
 
 @pytest.mark.parametrize('side', PADDING)
@@ -304,7 +329,7 @@ def test_padding_along_the_edge_is_background(side: str, color: tuple, tissue, t
     mask[PADDING[side]] = True
     image[mask] = color
     Image.fromarray(image).save(tmp_path / 'slide.png', compress_level=1)
-    check_background(*predicted(tmp_path / 'slide.png', tmp_path / 'out', mpp=.25), mask)
+    check_background(*predicted(tmp_path / 'slide.png', tmp_path / 'out', mpp=0.25), mask)
 
 
 @pytest.mark.parametrize('color', COLORS)
@@ -318,9 +343,11 @@ def test_transparent_pixels_are_background_whatever_their_color(tissue, tmp_path
     image, mask = rgba_of(tissue), np.zeros(tissue.shape[:2], bool)
     mask[AREA] = True
     image[mask, 3] = 0
-    for name, save in (('slide.png', lambda path: Image.fromarray(image).save(path, compress_level=1)),
-                       ('strips.tif', lambda path: tiff(**STRIPS, extrasamples=['unassalpha'])(path, image)),
-                       ('tiles.tif', lambda path: tiff(**TILES, extrasamples=['unassalpha'])(path, image))):
+    for name, save in (
+        ('slide.png', lambda path: Image.fromarray(image).save(path, compress_level=1)),
+        ('strips.tif', lambda path: tiff(**STRIPS, extrasamples=['unassalpha'])(path, image)),
+        ('tiles.tif', lambda path: tiff(**TILES, extrasamples=['unassalpha'])(path, image)),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         save(folder / name)
@@ -363,7 +390,7 @@ def test_background_is_found_at_another_resolution(tissue, tmp_path, client):
     mask[AREA] = True
     image[AREA] = flat(mask[AREA].shape, (200, 200, 200))
     Image.fromarray(image[:850, :1000]).save(tmp_path / 'slide.png', compress_level=1)
-    summary, label = predicted(tmp_path / 'slide.png', tmp_path / 'out', mpp=.5)
+    summary, label = predicted(tmp_path / 'slide.png', tmp_path / 'out', mpp=0.5)
     doubled = np.kron(mask[:850, :1000], np.ones((2, 2), bool))
     check_background(summary, label, doubled)
 
@@ -381,7 +408,7 @@ def test_pale_holes_in_tissue_stay_predicted(tissue, tmp_path, client):
 def test_simulated_tissue_of_every_hospital_stays_predicted(tmp_path):
     for seed in range(6):
         Image.fromarray(simulate_roi(seed, shape=(500, 600))[1]).save(tmp_path / f'{seed}.png')
-        summary, label = predicted(tmp_path / f'{seed}.png', tmp_path / str(seed), mpp=.25)
+        summary, label = predicted(tmp_path / f'{seed}.png', tmp_path / str(seed), mpp=0.25)
         assert (label != IGNORE).all() and summary['not_predicted_mm2'] == 0
 
 
@@ -399,9 +426,9 @@ def total_mm2(summary: dict) -> float:
 def check_half(summary: dict, label: np.ndarray, rgb: np.ndarray):
     "Fail unless a picture was read at 0.5 µm."
     height, width = rgb.shape[:2]
-    assert summary['mpp'] == pytest.approx(.5, rel=.005) and summary['read_at_mpp'] == pytest.approx(.25, rel=.005)
+    assert summary['mpp'] == pytest.approx(0.5, rel=0.005) and summary['read_at_mpp'] == pytest.approx(0.25, rel=0.005)
     assert summary['mpp_from'] in ('file', 'name') and label.shape == (2 * height, 2 * width)
-    assert total_mm2(summary) == pytest.approx(width * height * .25 / 1e6, rel=.01)
+    assert total_mm2(summary) == pytest.approx(width * height * 0.25 / 1e6, rel=0.01)
 
 
 @pytest.mark.parametrize('way', WAYS, ids=lambda way: way.file)
@@ -414,7 +441,7 @@ def test_half_a_micrometer_is_read_however_it_is_stated(way: Way, half, tmp_path
     check_half(found, answered, half)
     for name in summary['classes']:
         area = summary['classes'][name]['area_mm2']
-        assert found['classes'][name]['area_mm2'] == pytest.approx(area, rel=.02)
+        assert found['classes'][name]['area_mm2'] == pytest.approx(area, rel=0.02)
 
 
 def test_a_given_size_goes_before_the_file_and_the_file_before_its_name(half, tmp_path, client):
@@ -423,18 +450,25 @@ def test_a_given_size_goes_before_the_file_and_the_file_before_its_name(half, tm
     summary, label = predicted(path, tmp_path / 'file')
     check_half(summary, label, half)
     check_half(*served(client, path), half)
-    given = predicted(path, tmp_path / 'given', mpp=.25)[0]
-    assert (given['mpp'], given['mpp_from']) == (.25, 'given')
-    assert served(client, path, mpp=.25)[0]['mpp'] == .25
+    given = predicted(path, tmp_path / 'given', mpp=0.25)[0]
+    assert (given['mpp'], given['mpp_from']) == (0.25, 'given')
+    assert served(client, path, mpp=0.25)[0]['mpp'] == 0.25
 
 
-@pytest.mark.parametrize('name, per_inch, want', [
-    ('screen_MPP-0.5000.png', 72, .5), ('screen.png', 72, .25), ('print.jpg', 300, .25), ('far.tif', 1_000_000, .25)])
+@pytest.mark.parametrize(
+    'name, per_inch, want',
+    [
+        ('screen_MPP-0.5000.png', 72, 0.5),
+        ('screen.png', 72, 0.25),
+        ('print.jpg', 300, 0.25),
+        ('far.tif', 1_000_000, 0.25),
+    ],
+)
 def test_a_size_that_no_microscope_has_is_not_believed(name: str, per_inch: int, want: float, half, tmp_path, client):
     path = tmp_path / name
     Image.fromarray(half).save(path, dpi=(per_inch, per_inch))
     for found in (predicted(path, tmp_path / 'out')[0], served(client, path)[0]):
-        assert found['mpp'] == pytest.approx(want) and (found['mpp_from'] == 'assumed') == (want == .25)
+        assert found['mpp'] == pytest.approx(want) and (found['mpp_from'] == 'assumed') == (want == 0.25)
 
 
 UNEQUAL = (
@@ -451,15 +485,15 @@ def test_pixels_that_are_not_square_are_refused_unless_a_size_is_given(way: Way,
     way.make(path, half)
     for said in (refused_by_predict(path, tmp_path / 'out'), refused_by_service(client, path)):
         assert re.search(r'\b0\.50*\b', said) and re.search(r'\b1(\.0*)?\b', said) and 'mpp' in said, said
-    assert predicted(path, tmp_path / 'given', mpp=.5)[0]['mpp'] == .5
-    assert served(client, path, mpp=.5)[0]['mpp'] == .5
+    assert predicted(path, tmp_path / 'given', mpp=0.5)[0]['mpp'] == 0.5
+    assert served(client, path, mpp=0.5)[0]['mpp'] == 0.5
 
 
 def test_pixels_that_are_nearly_square_are_read(half, tmp_path, client):
     path = tmp_path / 'slide.tif'
     tagged((20_000, 20_200), 'CENTIMETER', **TILES)(path, half)
     for found in (predicted(path, tmp_path / 'out')[0], served(client, path)[0]):
-        assert found['mpp'] == pytest.approx(.5, rel=.02) and found['mpp_from'] == 'file'
+        assert found['mpp'] == pytest.approx(0.5, rel=0.02) and found['mpp_from'] == 'file'
 
 
 ROI = '{patient}-DX1_xmin45749_ymin25055_MPP-{mpp}.png'
@@ -485,33 +519,36 @@ def prepared_mm2(folder: Path) -> dict:
     "Return the area of tumor and stroma in a prepared set of tiles that do not overlap."
     found = load_set(folder)
     assert (found.schema.classes[1], found.schema.classes[2]) == ('tumor', 'stroma')
-    return {code: (np.asarray(found.labels) == code).sum() * .25**2 / 1e6 for code in (1, 2)}
+    return {code: (np.asarray(found.labels) == code).sum() * 0.25**2 / 1e6 for code in (1, 2)}
 
 
-@pytest.mark.parametrize('mpp, options', [('0.5000', {}), ('0', dict(dpi=(50_800, 50_800)))],
-                         ids=['file name', 'PNG density'])
+@pytest.mark.parametrize(
+    'mpp, options', [('0.5000', {}), ('0', dict(dpi=(50_800, 50_800)))], ids=['file name', 'PNG density']
+)
 def test_prepare_brings_regions_to_the_resolution_of_the_set(mpp: str, options: dict, tmp_path):
     pixels = write_regions(tmp_path / 'raw', mpp, **options)
-    out = prepare('roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL',
-                  deep=False)
+    out = prepare(
+        'roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL', deep=False
+    )
     for code, area in prepared_mm2(out).items():
-        assert area == pytest.approx(pixels[code] * .5**2 / 1e6, rel=.01)
+        assert area == pytest.approx(pixels[code] * 0.5**2 / 1e6, rel=0.01)
     card = (out / 'data_card.md').read_text()
     assert '0.25' in card and re.search(r'(?<![\d.])0\.50*(?!\d)', card), card
 
 
 def test_prepare_predict_and_service_agree_on_the_area_of_a_region(tmp_path, client):
     write_regions(tmp_path / 'raw', '0.5000')
-    out = prepare('roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL',
-                  deep=False)
+    out = prepare(
+        'roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL', deep=False
+    )
     tiles = load_set(out)
     rows = tiles.tiles.patient == PATIENTS[0]
     labeled = np.asarray(tiles.labels)[rows] != IGNORE
     path = tmp_path / 'raw' / 'images' / ROI.format(patient=PATIENTS[0], mpp='0.5000')
     codes = np.asarray(Image.open(str(path).replace('images', 'masks')))
     want = (codes > 0).mean() * total_mm2(predicted(path, tmp_path / 'predicted')[0])
-    assert labeled.sum() * .25**2 / 1e6 == pytest.approx(want, rel=.01)
-    assert (codes > 0).mean() * total_mm2(served(client, path)[0]) == pytest.approx(want, rel=.001)
+    assert labeled.sum() * 0.25**2 / 1e6 == pytest.approx(want, rel=0.01)
+    assert (codes > 0).mean() * total_mm2(served(client, path)[0]) == pytest.approx(want, rel=0.001)
 
 
 def test_prepare_resamples_masks_without_new_codes(tmp_path):
@@ -521,8 +558,15 @@ def test_prepare_resamples_masks_without_new_codes(tmp_path):
         codes = np.asarray(Image.open(path)).copy()
         codes[(codes == 2)] = 20
         Image.fromarray(codes).save(path)
-    out = prepare('roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL',
-                  schema='bcss5', deep=False)
+    out = prepare(
+        'roi',
+        tmp_path / 'raw',
+        tmp_path / 'out',
+        cut=Cut(edge='pad', min_tissue=0),
+        test_sites='OL',
+        schema='bcss5',
+        deep=False,
+    )
     found = np.unique(load_set(out).labels)
     stroma = load_set(out).schema.classes.index('stroma')
     assert stroma not in found and IGNORE in found
@@ -534,16 +578,17 @@ def test_prepare_leaves_regions_of_its_own_resolution_as_they_are(tmp_path):
     tiles = load_set(out)
     first = tiles.tiles.iloc[0]
     path = tmp_path / 'raw' / 'images' / ROI.format(patient=first.patient, mpp='0.2500')
-    image = np.asarray(Image.open(path))[first.row:first.row + 224, first.col:first.col + 224]
+    image = np.asarray(Image.open(path))[first.row : first.row + 224, first.col : first.col + 224]
     assert (np.asarray(tiles.images[0]) == image).all()
 
 
 def test_prepare_brings_the_authors_default_resolution_to_the_set(tmp_path):
     pixels = write_regions(tmp_path / 'raw', '0.2300')
-    out = prepare('roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL',
-                  deep=False)
+    out = prepare(
+        'roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL', deep=False
+    )
     for code, area in prepared_mm2(out).items():
-        assert area == pytest.approx(pixels[code] * .23**2 / 1e6, rel=.01)
+        assert area == pytest.approx(pixels[code] * 0.23**2 / 1e6, rel=0.01)
     assert '0.23' in (out / 'data_card.md').read_text()
 
 
@@ -559,7 +604,8 @@ def test_ready_made_tiles_of_another_resolution_are_set_aside(options: dict, tmp
             name = f'{patient}-DX1_xmin1_ymin2_MPP-{mpp}_0_{column}_size224.png'
             Image.fromarray(image).save(tmp_path / 'raw/BCSS/train' / name, **(options if odd else {}))
             Image.fromarray(np.where(codes <= 2, codes, 0).astype(np.uint8)).save(
-                tmp_path / 'raw/BCSS/train_mask' / name)
+                tmp_path / 'raw/BCSS/train_mask' / name
+            )
     out = prepare('kaggle224', tmp_path / 'raw', tmp_path / 'out', test_sites='OL', deep=False)
     aside = pd.read_csv(out / 'quarantine.csv')
     assert len(aside) == 1 and aside.tile[0].startswith(PATIENTS[0]) and '0.5' in aside.reason[0], aside
@@ -574,7 +620,7 @@ def test_a_label_page_that_comes_first_is_not_the_picture(layout: dict, rgb, tmp
         t.write(flat((64, 96), (250, 250, 250)), photometric='rgb', metadata=None, **layout)
         t.write(np.ascontiguousarray(rgb[::4, ::4]), photometric='rgb', metadata=None, **layout)
         t.write(rgb, photometric='rgb', metadata=None, **layout)
-    for _, label in (predicted(path, tmp_path / 'out', mpp=.25), served(client, path, mpp=.25)):
+    for _, label in (predicted(path, tmp_path / 'out', mpp=0.25), served(client, path, mpp=0.25)):
         assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).all()
 
 
@@ -583,7 +629,7 @@ def test_a_grey_macro_page_that_comes_first_is_not_the_picture(rgb, tmp_path, cl
     with tifffile.TiffWriter(path) as t:
         t.write(np.full((64, 96), 90, np.uint8), photometric='minisblack', metadata=None)
         t.write(rgb, photometric='rgb', metadata=None, **STRIPS)
-    for _, label in (predicted(path, tmp_path / 'out', mpp=.25), served(client, path, mpp=.25)):
+    for _, label in (predicted(path, tmp_path / 'out', mpp=0.25), served(client, path, mpp=0.25)):
         assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).all()
 
 
@@ -593,14 +639,14 @@ def test_pages_after_the_picture_change_nothing(rgb, tmp_path, client):
         t.write(rgb, photometric='rgb', metadata=None, **STRIPS)
         t.write(np.ascontiguousarray(rgb[::2, ::2]), photometric='rgb', metadata=None, subfiletype=1, **STRIPS)
         t.write(flat((64, 96), (250, 250, 250)), photometric='rgb', metadata=None, **STRIPS)
-    for _, label in (predicted(path, tmp_path / 'out', mpp=.25), served(client, path, mpp=.25)):
+    for _, label in (predicted(path, tmp_path / 'out', mpp=0.25), served(client, path, mpp=0.25)):
         assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).all()
 
 
 def test_the_largest_series_of_an_ome_file_is_the_picture(half, tmp_path, client):
     path = tmp_path / 'slide.ome.tif'
     ome_series(path, half)
-    for _, label in (predicted(path, tmp_path / 'out', mpp=.25), served(client, path, mpp=.25)):
+    for _, label in (predicted(path, tmp_path / 'out', mpp=0.25), served(client, path, mpp=0.25)):
         assert label.shape == half.shape[:2] and (label == brightest_band(half)).all()
 
 
@@ -608,8 +654,9 @@ def stack(axes: str, count: int = 3, **options):
     "Return a maker of OME-TIFFs of several planes."
 
     def make(path: Path, rgb: np.ndarray):
-        tifffile.imwrite(path, np.stack([rgb] * count), ome=True, photometric='rgb', metadata=dict(axes=axes),
-                         **options)
+        tifffile.imwrite(
+            path, np.stack([rgb] * count), ome=True, photometric='rgb', metadata=dict(axes=axes), **options
+        )
 
     return make
 
@@ -626,14 +673,14 @@ STACKS = (
 def test_stacks_and_series_are_refused_by_name(way: Way, words: str, rgb, tmp_path, client):
     path = tmp_path / way.file
     way.make(path, rgb)
-    for said in (refused_by_predict(path, tmp_path / 'out', mpp=.25), refused_by_service(client, path, mpp=.25)):
+    for said in (refused_by_predict(path, tmp_path / 'out', mpp=0.25), refused_by_service(client, path, mpp=0.25)):
         assert re.search(words, said.replace(str(path), '').replace(path.name, ''), re.I), said
 
 
 def test_an_imagej_stack_is_refused_by_name(rgb, tmp_path, client):
     path = tmp_path / 'slide.tif'
     tifffile.imwrite(path, np.stack([rgb] * 3), imagej=True, photometric='rgb', metadata=dict(axes='ZYXS'))
-    for said in (refused_by_predict(path, tmp_path / 'out', mpp=.25), refused_by_service(client, path, mpp=.25)):
+    for said in (refused_by_predict(path, tmp_path / 'out', mpp=0.25), refused_by_service(client, path, mpp=0.25)):
         assert re.search(r'z.?stack|focal|\bz\b|zyx', said, re.I), said
 
 
@@ -642,8 +689,8 @@ def test_two_dicom_series_in_one_folder_are_two_slides(rgb, tmp_path):
     folder.mkdir()
     dicom_slide(folder / 'IM0001.dcm', rgb, '1.2.10')
     dicom_slide(folder / 'IM0002.dcm', rgb[::-1][:200], '1.2.11')
-    dicom_slide(folder / 'IM0003.dcm', rgb[::4, ::4], '1.2.10', mpp=1., number=2)
-    dicom_slide(folder / 'IM0004.dcm', rgb[::-1][:200:4, ::4], '1.2.11', mpp=1., number=2)
+    dicom_slide(folder / 'IM0003.dcm', rgb[::4, ::4], '1.2.10', mpp=1.0, number=2)
+    dicom_slide(folder / 'IM0004.dcm', rgb[::-1][:200:4, ::4], '1.2.11', mpp=1.0, number=2)
     found = find_pictures([folder])
     assert len(found) == 2
     assert predict_files(found, Brightest(), tmp_path / 'out', say=lambda *args, **kwargs: None) == 0
@@ -653,11 +700,11 @@ def test_two_dicom_series_in_one_folder_are_two_slides(rgb, tmp_path):
 
 def test_files_of_one_dicom_series_are_one_slide(rgb, tmp_path):
     for i, step in enumerate((4, 1, 2)):
-        dicom_slide(tmp_path / f'{i}.dcm', np.ascontiguousarray(rgb[::step, ::step]), '1.2.10', .25 * step, number=i)
+        dicom_slide(tmp_path / f'{i}.dcm', np.ascontiguousarray(rgb[::step, ::step]), '1.2.10', 0.25 * step, number=i)
     found = find_pictures([tmp_path])
     assert len(found) == 1
     _, label = predicted(found[0], tmp_path / 'out')
-    assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() > .98
+    assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() > 0.98
 
 
 def test_a_slide_of_many_files_is_one_picture(tmp_path):
@@ -668,7 +715,7 @@ def test_a_slide_of_many_files_is_one_picture(tmp_path):
     Image.fromarray(rgb).save(folder / 'other.jpg', quality=95)
     assert sorted(p.name for p in find_pictures([folder])) == ['other.jpg', 'slide.vms']
     _, label = predicted(folder / 'slide.vms', tmp_path / 'out')
-    assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() > .95
+    assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() > 0.95
 
 
 def test_a_slide_beside_its_photograph_does_not_refuse_the_folder(half, tmp_path):
@@ -689,7 +736,7 @@ def test_a_slide_beside_its_photograph_does_not_refuse_the_folder(half, tmp_path
 def seconds_for(path: Path, out: Path) -> float:
     "Return how long a prediction takes."
     start = time.perf_counter()
-    predicted(path, out, mpp=.25)
+    predicted(path, out, mpp=0.25)
     return time.perf_counter() - start
 
 

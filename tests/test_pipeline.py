@@ -1,4 +1,5 @@
 "The pipeline's promises: parameters are never ignored, failures fail, losses and nets behave on hostile input."
+
 import json
 import subprocess
 import sys
@@ -17,34 +18,77 @@ from bcss_nb.training.metrics import DiceCELoss
 from bcss_nb.training.train import Trainer, fit, tracker
 
 ROOT = Path(__file__).parent.parent
-PARAMETERISED = ['01a_sample', '01_dataset', '03_train', '03c_profile', '04_evaluate', '04a_robustness', '04b_leak', '05_compare', '05a_report', '07_export', '00a_eda']
+PARAMETERISED = [
+    '01a_sample',
+    '01_dataset',
+    '03_train',
+    '03c_profile',
+    '04_evaluate',
+    '04a_robustness',
+    '04b_leak',
+    '05_compare',
+    '05a_report',
+    '07_export',
+    '00a_eda',
+]
 
 
 def papermill(notebook, out, *args):
-    return subprocess.run([sys.executable, '-m', 'papermill', f'nbs/{notebook}.ipynb', str(out), '-k', 'python3', '--no-progress-bar', *args],
-                          cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            f'nbs/{notebook}.ipynb',
+            str(out),
+            '-k',
+            'python3',
+            '--no-progress-bar',
+            *args,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
-@pytest.mark.parametrize('args,words', [(('-p', 'no_such', '1'), 'unknown parameter no_such'), (('-p', 'model', 'nope'), "unknown model 'nope'"),
-                                        (('-p', 'steps', 'many'), 'parameter steps takes a int')])
+@pytest.mark.parametrize(
+    'args,words',
+    [
+        (('-p', 'no_such', '1'), 'unknown parameter no_such'),
+        (('-p', 'model', 'nope'), "unknown model 'nope'"),
+        (('-p', 'steps', 'many'), 'parameter steps takes a int'),
+    ],
+)
 def test_papermill_refuses_bad_parameters(tmp_path, args, words):
-    done = papermill('03_train', tmp_path/'out.ipynb', *args)
+    done = papermill('03_train', tmp_path / 'out.ipynb', *args)
     assert done.returncode != 0 and words in done.stderr
 
 
 @pytest.mark.parametrize('name', PARAMETERISED)
 def test_parameters_cell_is_tagged_and_checked(name):
-    cells = [c for c in json.loads((ROOT/f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+    cells = [c for c in json.loads((ROOT / f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
     at = [i for i, c in enumerate(cells) if 'parameters' in c['metadata'].get('tags', [])]
     assert len(at) == 1 and 'check_parameters' in ''.join(cells[at[0] + 1]['source'])
 
 
-ABOUT_FILES = ('discovery', 'result_folders', 'disk_map', 'files', 'parameters', 'provenance', 'run_state', 'threads', 'presets', 'demo') # what they show is text
+ABOUT_FILES = (
+    'discovery',
+    'result_folders',
+    'disk_map',
+    'files',
+    'parameters',
+    'provenance',
+    'run_state',
+    'threads',
+    'presets',
+    'demo',
+)  # what they show is text
 
 
-@pytest.mark.parametrize('name', sorted(str(p.relative_to(ROOT/'nbs')) for p in (ROOT/'nbs').rglob('*.ipynb')))
+@pytest.mark.parametrize('name', sorted(str(p.relative_to(ROOT / 'nbs')) for p in (ROOT / 'nbs').rglob('*.ipynb')))
 def test_notebook_opens_with_pictures_and_no_errors(name):
-    text = (ROOT/'nbs'/name).read_text()
+    text = (ROOT / 'nbs' / name).read_text()
     outputs = [o for c in json.loads(text)['cells'] for o in c.get('outputs', [])]
     assert not [o for o in outputs if o['output_type'] == 'error']
     assert max([len(json.dumps(o)) for o in outputs], default=0) < 300_000
@@ -57,20 +101,23 @@ def test_without_validation_the_last_checkpoint_is_used_and_said(tmp_path):
     ts = load_set(smoke_set())
     ts.tiles['split'] = ts.tiles.split.replace('val', 'train')
     about = fit(Trainer(ts, 'unet', steps=3, batch=2), tmp_path)
-    assert 'last step' in about['selection'] and load_checkpoint(tmp_path/'best.pt')[1]['step'] == 3
+    assert 'last step' in about['selection'] and load_checkpoint(tmp_path / 'best.pt')[1]['step'] == 3
 
 
 def test_same_seed_same_weights(tmp_path):
     ts = load_set(smoke_set())
-    for name in ('a', 'b'): fit(Trainer(ts, 'unet', steps=3, batch=2, seed=5), tmp_path/name)
-    a, b = (read_checkpoint(tmp_path/n/'last.pt')['net'] for n in ('a', 'b'))
+    for name in ('a', 'b'):
+        fit(Trainer(ts, 'unet', steps=3, batch=2, seed=5), tmp_path / name)
+    a, b = (read_checkpoint(tmp_path / n / 'last.pt')['net'] for n in ('a', 'b'))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_checkpoint_of_another_model_or_schema_is_refused():
     run = demo_runs('unet', load_set(smoke_set()))[0]
-    with pytest.raises(ValueError, match='not unetr'): load_checkpoint(run/'best.pt', 'unetr')
-    with pytest.raises(ValueError, match='not bcss5'): load_checkpoint(run/'best.pt', schema='bcss5')
+    with pytest.raises(ValueError, match='not unetr'):
+        load_checkpoint(run / 'best.pt', 'unetr')
+    with pytest.raises(ValueError, match='not bcss5'):
+        load_checkpoint(run / 'best.pt', schema='bcss5')
 
 
 @pytest.mark.parametrize('name', ['unet', 'unetr'])
@@ -83,18 +130,24 @@ def test_gradient_is_zero_where_every_pixel_is_ignored(name):
 def test_training_refuses_a_set_without_a_test_part():
     ts = load_set(smoke_set())
     ts.tiles['split'] = 'train'
-    with pytest.raises(ValueError, match='test part of this set is empty'): Trainer(ts, 'unet')
+    with pytest.raises(ValueError, match='test part of this set is empty'):
+        Trainer(ts, 'unet')
 
 
 def test_offline_tracking_needs_no_account(tmp_path, monkeypatch):
     monkeypatch.delenv('WANDB_API_KEY', raising=False)
-    with tracker(tmp_path/'unet', 'offline', dict(preset='unet-s', seed=1)) as log: log(1, loss=.5)
-    assert list(tmp_path.glob('wandb/offline-run-*/run-*.wandb')) and json.loads((tmp_path/'unet/live/metrics.json').read_text())['loss'] == .5
+    with tracker(tmp_path / 'unet', 'offline', dict(preset='unet-s', seed=1)) as log:
+        log(1, loss=0.5)
+    assert (
+        list(tmp_path.glob('wandb/offline-run-*/run-*.wandb'))
+        and json.loads((tmp_path / 'unet/live/metrics.json').read_text())['loss'] == 0.5
+    )
     with pytest.raises(ValueError, match='choose one of disabled, offline, online'):
-        with tracker(tmp_path, 'nope', dict(preset='unet-s', seed=1)): pass
+        with tracker(tmp_path, 'nope', dict(preset='unet-s', seed=1)):
+            pass
 
 
 def test_train_alone_finishes_in_under_a_minute(tmp_path):
     start = time.time()
-    assert papermill('03_train', tmp_path/'out.ipynb').returncode == 0
+    assert papermill('03_train', tmp_path / 'out.ipynb').returncode == 0
     assert time.time() - start < 60

@@ -1,4 +1,5 @@
 "The web page in a real browser: what a person does, and what she sees."
+
 import base64
 import io
 import json
@@ -16,19 +17,28 @@ from bcss_nb.inference.engines import open_engine
 from bcss_nb.inference.predict import predict
 from bcss_nb.inference.readers import Picture
 
-BROWSER = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-QUIET = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
-pytestmark = pytest.mark.skipif(not BROWSER, reason='no Chromium found: install it (apt install chromium) or set CHROMIUM')
+BROWSER = os.environ.get('CHROMIUM') or next(
+    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None
+)
+QUIET = (
+    '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+    '--disable-component-update --disable-sync'
+).split()
+pytestmark = pytest.mark.skipif(
+    not BROWSER, reason='no Chromium found: install it (apt install chromium) or set CHROMIUM'
+)
 
 
 @pytest.fixture(scope='module')
 def url(exported, tmp_path_factory):
-    with service(exported, tmp_path_factory.mktemp('web')/'log', max_pixels=3_000_000) as (url, _): yield url
+    with service(exported, tmp_path_factory.mktemp('web') / 'log', max_pixels=3_000_000) as (url, _):
+        yield url
 
 
 @pytest.fixture(scope='module')
 def browser():
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=BROWSER, args=QUIET)
         yield b
@@ -38,16 +48,23 @@ def browser():
 @pytest.fixture
 def page(browser, url):
     page, said = browser.new_page(viewport=dict(width=1300, height=850), accept_downloads=True), []
-    page.on('console', lambda m: said.append(m.text) if m.type in ('error', 'warning') and 'status of 4' not in m.text else None)
+    page.on(
+        'console',
+        lambda m: said.append(m.text) if m.type in ('error', 'warning') and 'status of 4' not in m.text else None,
+    )
     page.on('pageerror', lambda e: said.append(str(e)))
-    page.on('request', lambda r: said.append(f'left the page: {r.url}') if not r.url.startswith((url, 'blob:', 'data:')) else None)
+    page.on(
+        'request',
+        lambda r: said.append(f'left the page: {r.url}') if not r.url.startswith((url, 'blob:', 'data:')) else None,
+    )
     page.goto(url)
     yield page
     page.close()
     assert not said, said
 
 
-def done(page): page.locator('#status', has_text='Done').wait_for(timeout=30_000)
+def done(page):
+    page.locator('#status', has_text='Done').wait_for(timeout=30_000)
 
 
 def choose(page, path):
@@ -63,7 +80,7 @@ def shown(page):
 
 @pytest.fixture(scope='module')
 def tile(tmp_path_factory):
-    path = tmp_path_factory.mktemp('tile')/'tile.png'
+    path = tmp_path_factory.mktemp('tile') / 'tile.png'
     Image.fromarray(simulate_roi(4, shape=(224, 320))[1]).save(path)
     return path
 
@@ -101,10 +118,14 @@ def test_opacity_toggles_doubt(page, tile, exported):
 def test_keyboard_zoom_and_pan(page, tile):
     choose(page, tile)
     done(page)
-    place = lambda: page.evaluate("document.getElementById('world').style.transform")
+
+    def place():
+        return page.evaluate("document.getElementById('world').style.transform")
+
     start = place()
     page.focus('#stage')
-    for key in ('+', 'ArrowLeft', '0'): page.keyboard.press(key)
+    for key in ('+', 'ArrowLeft', '0'):
+        page.keyboard.press(key)
     assert place() == start
     page.keyboard.press('+')
     bigger = place()
@@ -123,7 +144,8 @@ def test_downloads(page, tile):
     done(page)
     found = {}
     for kind in ('png', 'geojson', 'json'):
-        with page.expect_download() as d: page.click(f'[data-save={kind}]')
+        with page.expect_download() as d:
+            page.click(f'[data-save={kind}]')
         found[kind] = d.value
     assert [d.suggested_filename for d in found.values()] == ['tile.overlay.png', 'tile.geojson', 'tile.json']
     assert Image.open(found['png'].path()).size == (320, 224)
@@ -135,18 +157,22 @@ def test_example_and_tiff(page, tile, tmp_path):
     page.click('text=Tumor nests')
     done(page)
     assert shown(page).shape[:2] == (512, 512)
-    Image.open(tile).save(tmp_path/'t.tif')
-    choose(page, tmp_path/'t.tif')
+    Image.open(tile).save(tmp_path / 't.tif')
+    choose(page, tmp_path / 't.tif')
     done(page)
     assert shown(page).shape[:2] == (224, 320) and page.eval_on_selector('#picture', 'i => i.naturalWidth') == 320
 
 
 def test_errors_are_said(page, tile, tmp_path):
-    (tmp_path/'notes.png').write_text('not a picture')
-    Image.new('RGB', (2000, 2000)).save(tmp_path/'large.png')
-    Image.new('L', (100, 100)).save(tmp_path/'grey.png')
-    for name, words in (('notes.png', 'no picture in a format served here'), ('large.png', '2000x2000 pixels'), ('grey.png', 'it is 8-bit grey, expected 8-bit RGB')):
-        choose(page, tmp_path/name)
+    (tmp_path / 'notes.png').write_text('not a picture')
+    Image.new('RGB', (2000, 2000)).save(tmp_path / 'large.png')
+    Image.new('L', (100, 100)).save(tmp_path / 'grey.png')
+    for name, words in (
+        ('notes.png', 'no picture in a format served here'),
+        ('large.png', '2000x2000 pixels'),
+        ('grey.png', 'it is 8-bit grey, expected 8-bit RGB'),
+    ):
+        choose(page, tmp_path / name)
         page.wait_for_selector('#error:not([hidden])')
         assert words in page.inner_text('#error')
     choose(page, tile)
@@ -175,7 +201,10 @@ def test_api_page(page, url):
 @pytest.mark.parametrize('strips', [True, False], ids=['prefix cut off', 'prefix kept'])
 def test_behind_a_prefix(browser, exported, tmp_path, tile, strips):
     "The page, its examples, its maps, and Swagger's 'Try it out', through a proxy that shows the service at /lab/bcss."
-    with service(exported, tmp_path/'log', root_path='/lab/bcss') as (url, _), proxy(url, '/lab/bcss', strips) as (front, asked):
+    with (
+        service(exported, tmp_path / 'log', root_path='/lab/bcss') as (url, _),
+        proxy(url, '/lab/bcss', strips) as (front, asked),
+    ):
         page = browser.new_page()
         page.goto(f'{front}/lab/bcss/')
         page.get_by_role('button', name='Tile', exact=True).click()
@@ -189,14 +218,18 @@ def test_behind_a_prefix(browser, exported, tmp_path, tile, strips):
         block.get_by_role('button', name='Execute').click()
         block.locator('.live-responses-table .response-col_status', has_text='200').wait_for(timeout=20_000)
         page.close()
-    assert {status for path, status in asked if 'favicon' not in path} == {200} and any(path.endswith('/v2/health/live') for path, _ in asked)
+    assert {status for path, status in asked if 'favicon' not in path} == {200} and any(
+        path.endswith('/v2/health/live') for path, _ in asked
+    )
 
 
 def test_a_turned_photograph_lies_under_its_map(page, tmp_path):
     "The page shows the stored frame, in which maps and outlines are, whatever the orientation tag says."
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(simulate_roi(4, shape=(224, 320))[1]).save(tmp_path/'turned.jpg', exif=exif)
-    choose(page, tmp_path/'turned.jpg')
+    Image.fromarray(simulate_roi(4, shape=(224, 320))[1]).save(tmp_path / 'turned.jpg', exif=exif)
+    choose(page, tmp_path / 'turned.jpg')
     done(page)
-    assert page.evaluate("getComputedStyle(document.getElementById('picture')).imageOrientation") == 'none' and shown(page).shape[:2] == (224, 320)
+    assert page.evaluate("getComputedStyle(document.getElementById('picture')).imageOrientation") == 'none' and shown(
+        page
+    ).shape[:2] == (224, 320)

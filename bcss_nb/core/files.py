@@ -19,72 +19,91 @@ import numpy as np
 from filelock import FileLock
 
 # %% ../../nbs/core/02_files.ipynb #8f2d4711
-def repo_root()->Path: # absolute; FileNotFoundError outside the project
+def repo_root() -> Path:  # absolute; FileNotFoundError outside the project
     "The nearest folder at or above the working directory that holds `settings.ini`."
     for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder/'settings.ini').exists(): return folder
+        if (folder / 'settings.ini').exists():
+            return folder
     raise FileNotFoundError(f'no settings.ini at or above {Path.cwd()}: run from inside the project')
 
+
 def from_root(
-    path:str|Path, # relative to the project root, or absolute
-)->Path:           # absolute
+    path: str | Path,  # relative to the project root, or absolute
+) -> Path:  # absolute
     "Resolve a path from the project root."
     path = Path(path).expanduser()
-    return path if path.is_absolute() else repo_root()/path
+    return path if path.is_absolute() else repo_root() / path
 
 # %% ../../nbs/core/02_files.ipynb #801536b4
 def seed_everything(
-    seed:int, # any non-negative integer
+    seed: int,  # any non-negative integer
 ):
     "Seed Python, NumPy and PyTorch on every device."
     import torch
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 # %% ../../nbs/core/02_files.ipynb #d8fb922c
 @contextmanager
 def atomic(
-    path:str|Path, # final name; its folder is created
+    path: str | Path,  # final name; its folder is created
 ):
     "Yield a temporary path; rename it to `path` when the block ends well, delete it when it does not."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield tmp
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        with open(tmp, 'rb') as f:
+            os.fsync(f.fileno())
         os.replace(tmp, path)
         folder = os.open(path.parent, os.O_RDONLY)
-        try: os.fsync(folder)
-        finally: os.close(folder)
-    finally: tmp.unlink(missing_ok=True)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/core/02_files.ipynb #00-core00
 def load_torch(
-    path:Path,
-)->object: # on the CPU; ValueError when a byte is wrong, PyTorch's own errors when it is no file of tensors and plain data
-    "Load a PyTorch file without running code from it; PyTorch skips the checksums of its zip members, so they are checked here."
+    path: Path,
+) -> (
+    object
+):  # on the CPU; ValueError when a byte is wrong, PyTorch's own errors when it is no file of tensors and plain data
+    """Load a PyTorch file without running code from it; PyTorch skips the checksums of its zip members, so they are
+    checked here."""
     import torch
+
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as z: broken = z.testzip()
-        if broken: raise ValueError(f'the checksum of {broken} is wrong')
+        with zipfile.ZipFile(path) as z:
+            broken = z.testzip()
+        if broken:
+            raise ValueError(f'the checksum of {broken} is wrong')
     return torch.load(path, map_location='cpu', weights_only=True)
 
-def write_json(path:str|Path, data:dict):
+
+def write_json(path: str | Path, data: dict):
     "Write JSON atomically; `nan` is refused, so write `None` for what is undefined."
-    with atomic(path) as tmp: tmp.write_text(json.dumps(data, indent=2, allow_nan=False) + '\n')
+    with atomic(path) as tmp:
+        tmp.write_text(json.dumps(data, indent=2, allow_nan=False) + '\n')
+
 
 def locked(
-    path:str|Path, # what to guard; need not exist
-)->FileLock:       # for a `with` block
+    path: str | Path,  # what to guard; need not exist
+) -> FileLock:  # for a `with` block
     "Let one process at a time make something; the lock lies in the temporary folder, not beside it."
     name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir())/f'bcss_nb_{os.getuid()}_{name}.lock')
+    return FileLock(Path(tempfile.gettempdir()) / f'bcss_nb_{os.getuid()}_{name}.lock')
 
 # %% ../../nbs/core/02_files.ipynb #files-11
 def hash_file(
-    path:str|Path,
-    algorithm:str='sha256', # of hashlib
-    sync:bool=False,        # wait until the disk has the file
-)->str: # hexadecimal
+    path: str | Path,
+    algorithm: str = 'sha256',  # of hashlib
+    sync: bool = False,  # wait until the disk has the file
+) -> str:  # hexadecimal
     "Return the hash of a file, read block by block."
     with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))

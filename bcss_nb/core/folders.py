@@ -27,9 +27,10 @@ from pathlib import Path, PurePosixPath
 @dataclass(frozen=True)
 class FolderKind:
     "What a kind of folder is called, how its manifest is recognized, and what it may hold."
-    name: str                  # for messages
-    manifest: str              # name of a JSON file in it
-    keys: tuple[str, ...]      # keys of that file
+
+    name: str  # for messages
+    manifest: str  # name of a JSON file in it
+    keys: tuple[str, ...]  # keys of that file
     contents: tuple[str, ...]  # patterns of the other files, relative, with forward slashes
 
     @property
@@ -39,21 +40,44 @@ class FolderKind:
 
 
 PREPARED_SET = FolderKind(
-    'prepared set', 'manifest.json', ('id', 'sha256', 'split', 'parts', 'counts', 'schema'),
-    ('images.npy', 'labels.npy', 'tiles.parquet', 'findings.csv', 'quarantine.csv', 'data_card.md'))
+    'prepared set',
+    'manifest.json',
+    ('id', 'sha256', 'split', 'parts', 'counts', 'schema'),
+    ('images.npy', 'labels.npy', 'tiles.parquet', 'findings.csv', 'quarantine.csv', 'data_card.md'),
+)
 EXPORTED_MODEL = FolderKind(
-    'exported model', 'model.json', ('preset', 'schema', 'files', 'bundle', 'checkpoint'),
-    ('model.onnx', 'model.int8.onnx', 'reference.json', 'bundle/LICENSE', 'bundle/docs/README.md',
-     'bundle/models/model.pt', 'bundle/configs/metadata.json', 'bundle/configs/inference.json'))
+    'exported model',
+    'model.json',
+    ('preset', 'schema', 'files', 'bundle', 'checkpoint'),
+    (
+        'model.onnx',
+        'model.int8.onnx',
+        'reference.json',
+        'bundle/LICENSE',
+        'bundle/docs/README.md',
+        'bundle/models/model.pt',
+        'bundle/configs/metadata.json',
+        'bundle/configs/inference.json',
+    ),
+)
 SAMPLE = FolderKind(
-    'sample', 'sample.json', ('patients', 'seed', 'sample'),
-    ('roi/rgbs_colorNormalized/SYNT-*.png', 'roi/masks/SYNT-*.png', 'kaggle224/BCSS/*/SYNT-*.png'))
+    'sample',
+    'sample.json',
+    ('patients', 'seed', 'sample'),
+    ('roi/rgbs_colorNormalized/SYNT-*.png', 'roi/masks/SYNT-*.png', 'kaggle224/BCSS/*/SYNT-*.png'),
+)
 TRAINING = FolderKind(
-    'training', 'train.json', ('preset', 'schema', 'data', 'step', 'history'),
-    ('best.pt', 'last.pt', '.best.pt.*.tmp', '.last.pt.*.tmp', '.train.json.*.tmp', 'live/*'))
+    'training',
+    'train.json',
+    ('preset', 'schema', 'data', 'step', 'history'),
+    ('best.pt', 'last.pt', '.best.pt.*.tmp', '.last.pt.*.tmp', '.train.json.*.tmp', 'live/*'),
+)
 LIVE_METRICS = FolderKind(
-    'folder of live metrics', 'metrics.json', ('step',),
-    ('plots/metrics/loss.tsv', 'plots/metrics/tiles_s.tsv', 'plots/metrics/val_*.tsv'))
+    'folder of live metrics',
+    'metrics.json',
+    ('step',),
+    ('plots/metrics/loss.tsv', 'plots/metrics/tiles_s.tsv', 'plots/metrics/val_*.tsv'),
+)
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files08
 LEFT_BY_FILE_MANAGERS = ('.DS_Store', 'Thumbs.db')
@@ -68,11 +92,11 @@ def find_strangers(
     found = []
     for here, folders, files in os.walk(folder):
         below = PurePosixPath(Path(here).relative_to(folder).as_posix())
-        links = [name for name in folders if (Path(here)/name).is_symlink()]
-        found += [str(below/name) for name in links]
-        kept = [str(below/name) for name in files if name not in LEFT_BY_FILE_MANAGERS]
+        links = [name for name in folders if (Path(here) / name).is_symlink()]
+        found += [str(below / name) for name in links]
+        kept = [str(below / name) for name in files if name not in LEFT_BY_FILE_MANAGERS]
         found += [path for path in kept if not _fits(path, kind.patterns)]
-        empty = [str(below/name) for name in folders if name not in links and not any((Path(here)/name).iterdir())]
+        empty = [str(below / name) for name in folders if name not in links and not any((Path(here) / name).iterdir())]
         found += [f'{path}/' for path in empty if not _fits(path, needed) and not _fits(f'{path}/', kind.patterns)]
     return sorted(found)
 
@@ -88,7 +112,7 @@ def is_made_here(
 ) -> bool:
     "Return whether the manifest in a folder is one of this kind."
     try:
-        manifest = json.loads((folder/kind.manifest).read_text())
+        manifest = json.loads((folder / kind.manifest).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and set(kind.keys) <= set(manifest)
@@ -101,10 +125,10 @@ def explain_strangers(strangers: list[str]) -> str:
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files12
 def check_replaceable(
-    out: str | Path,                      # folder that a command is going to write
+    out: str | Path,  # folder that a command is going to write
     kind: FolderKind,
     inputs: tuple[str | Path, ...] = (),  # what the command reads
-) -> Path:                                # absolute, links followed
+) -> Path:  # absolute, links followed
     "Return where `out` leads; raise ValueError unless it is free, empty, or a folder of this kind and nothing else."
     out = Path(out).expanduser().resolve()
     refuse_special_place(out, inputs)
@@ -117,16 +141,20 @@ def check_replaceable(
         return out
     if not is_made_here(out, kind):
         names = sorted(entry.name for entry in out.iterdir())
-        raise ValueError(f'{out} exists and is no {kind.name} (it has no {kind.manifest} written by this project; '
-                         f'it holds {explain_strangers(names)}). {hint}')
+        raise ValueError(
+            f'{out} exists and is no {kind.name} (it has no {kind.manifest} written by this project; '
+            f'it holds {explain_strangers(names)}). {hint}'
+        )
     if strangers := find_strangers(out, kind):
-        raise ValueError(f'{out} is replaced as a whole, and holds files that are no part of a {kind.name}: '
-                         f'{explain_strangers(strangers)}. {hint}')
+        raise ValueError(
+            f'{out} is replaced as a whole, and holds files that are no part of a {kind.name}: '
+            f'{explain_strangers(strangers)}. {hint}'
+        )
     return out
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files13
 def refuse_special_place(
-    out: Path,                       # absolute, links followed
+    out: Path,  # absolute, links followed
     inputs: tuple[str | Path, ...],  # what a command reads
 ):
     "Raise ValueError for the home folder, the working directory, a mount point, an input, and what holds one of them."
@@ -135,11 +163,14 @@ def refuse_special_place(
     for place, name in places:
         place = place.resolve()
         if out == place or out in place.parents:
-            raise ValueError(f'{out} is or holds {name}, and out is replaced as a whole. Nothing was changed. '
-                             'Choose another out: a new folder in it will do')
+            raise ValueError(
+                f'{out} is or holds {name}, and out is replaced as a whole. Nothing was changed. '
+                'Choose another out: a new folder in it will do'
+            )
     if os.path.ismount(out):
-        raise ValueError(f'{out} is a mount point, which cannot be replaced. '
-                         'Choose another out: a new folder in it will do')
+        raise ValueError(
+            f'{out} is a mount point, which cannot be replaced. Choose another out: a new folder in it will do'
+        )
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files19
 ENDING, LOCK, PARTS = '.bcss_nb', 'lock', {'lock', 'new', 'old'}
@@ -162,8 +193,8 @@ def make_work_folder(
 ) -> Iterator[Path]:
     "Yield a private folder beside `out` that holds an empty folder `new`; remove it afterwards."
     work = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', suffix=ENDING, dir=out.parent))
-    with lock_file(work/LOCK):
-        (work/'new').mkdir()
+    with lock_file(work / LOCK):
+        (work / 'new').mkdir()
         try:
             yield work
         finally:
@@ -172,18 +203,18 @@ def make_work_folder(
 # %% ../../nbs/core/03_folders.ipynb #00b-files20
 def remove_work_folder(work: Path):
     "Remove a work folder, but never a folder `old` that could not be put back or removed."
-    shutil.rmtree(work/'new', ignore_errors=True)
-    if (work/'old').exists():
+    shutil.rmtree(work / 'new', ignore_errors=True)
+    if (work / 'old').exists():
         return
-    (work/LOCK).unlink(missing_ok=True)
+    (work / LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         work.rmdir()
 
 
 def remove_old(work: Path, kind: FolderKind):
     "Remove what was replaced, unless it holds strangers after all."
-    if (work/'old').exists() and not find_strangers(work/'old', kind):
-        shutil.rmtree(work/'old', ignore_errors=True)
+    if (work / 'old').exists() and not find_strangers(work / 'old', kind):
+        shutil.rmtree(work / 'old', ignore_errors=True)
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files21
 def recover_killed(
@@ -196,15 +227,15 @@ def recover_killed(
         os.replace(aside, out)
     for path in glob.glob(f'{glob.escape(str(out.parent))}/.{glob.escape(out.name)}.*{ENDING}'):
         work = Path(path)
-        if not (work/LOCK).is_file() or not {entry.name for entry in work.iterdir()} <= PARTS:
+        if not (work / LOCK).is_file() or not {entry.name for entry in work.iterdir()} <= PARTS:
             continue
         try:
-            lock = lock_file(work/LOCK)
+            lock = lock_file(work / LOCK)
         except OSError:
             continue
         with lock:
-            if (work/'old').exists() and not out.exists():
-                os.replace(work/'old', out)
+            if (work / 'old').exists() and not out.exists():
+                os.replace(work / 'old', out)
             remove_old(work, kind)
             remove_work_folder(work)
 
@@ -215,15 +246,17 @@ def swap_folders(
     kind: FolderKind,
 ):
     "Put `new` in the place of `out`; raise ValueError, and put `out` back, if a stranger's file came in meanwhile."
-    old = work/'old'
+    old = work / 'old'
     if out.exists():
         os.replace(out, old)
         if strangers := find_strangers(old, kind):
             os.replace(old, out)
-            raise ValueError(f'{out} is not replaced: {explain_strangers(strangers)} came into it meanwhile. '
-                             'Choose another out, or move it away')
+            raise ValueError(
+                f'{out} is not replaced: {explain_strangers(strangers)} came into it meanwhile. '
+                'Choose another out, or move it away'
+            )
     try:
-        os.replace(work/'new', out)
+        os.replace(work / 'new', out)
     except OSError:
         if old.exists() and not out.exists():
             os.replace(old, out)
@@ -236,14 +269,14 @@ def replacing(
     out: str | Path,
     kind: FolderKind,
     inputs: tuple[str | Path, ...] = (),  # what the command reads
-) -> Iterator[Path]:                      # an empty folder to fill
+) -> Iterator[Path]:  # an empty folder to fill
     "Yield a new folder that takes the place of `out` when the block ends well; `check_replaceable` says what may not."
     out = Path(out).expanduser().resolve()
     recover_killed(out, kind)
     check_replaceable(out, kind, inputs)
     out.parent.mkdir(parents=True, exist_ok=True)
     with make_work_folder(out) as work:
-        yield work/'new'
+        yield work / 'new'
         check_replaceable(out, kind, inputs)
         swap_folders(work, out, kind)
 
@@ -255,7 +288,7 @@ def is_pipeline_folder(folder: Path) -> bool:
     "Return whether a folder lies in `reports`, `runs` or `exports` of a copy of this project."
     folder = folder.resolve()
     for parent in folder.parents:
-        if (parent/'settings.ini').is_file() and (parent/'params.yaml').is_file():
+        if (parent / 'settings.ini').is_file() and (parent / 'params.yaml').is_file():
             return folder.relative_to(parent).parts[0] in ('reports', 'runs', 'exports')
     return False
 
@@ -263,7 +296,7 @@ def is_pipeline_folder(folder: Path) -> bool:
 def read_record(folder: Path) -> list[str]:
     "Return the names that this project writes into a folder."
     try:
-        names = json.loads((folder/RECORD).read_text())['files']
+        names = json.loads((folder / RECORD).read_text())['files']
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return names if isinstance(names, list) else []
@@ -272,7 +305,7 @@ def read_record(folder: Path) -> list[str]:
 def claim_files(
     folder: str | Path,
     *patterns: str,  # names that are going to be written, relative to the folder
-) -> Path:           # the folder
+) -> Path:  # the folder
     "Record that files of these names are ours; raise ValueError when one of them is there already and is not."
     folder = Path(folder).expanduser()
     if is_pipeline_folder(folder):
@@ -281,26 +314,57 @@ def claim_files(
     unknown = [pattern for pattern in patterns if pattern not in recorded]
     names = sorted(name for pattern in unknown for name in glob.glob(pattern, root_dir=folder))
     if names:
-        raise ValueError(f'{folder} holds {explain_strangers(names)}, which this project did not write and would '
-                         'replace. Nothing was changed. Choose another folder, or move these files away first')
+        raise ValueError(
+            f'{folder} holds {explain_strangers(names)}, which this project did not write and would '
+            'replace. Nothing was changed. Choose another folder, or move these files away first'
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder/f'{RECORD}.{os.getpid()}'
+    temporary = folder / f'{RECORD}.{os.getpid()}'
     temporary.write_text(json.dumps(dict(written_by='bcss_nb', files=sorted({*recorded, *patterns})), indent=2) + '\n')
-    os.replace(temporary, folder/RECORD)
+    os.replace(temporary, folder / RECORD)
     return folder
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files32
 REPORT_FILES = (
-    '0*.ipynb', 'data_checks.csv', 'data_card.md', 'metrics_*.json', 'robustness_*.csv', 'leak.csv', 'compare.csv',
-    'compare.json', 'compare.html', 'model_card.md', 'model_card_*.md', 'export.csv', 'monitor.json', 'monitor.html',
-    'profile_*.csv', 'evaluation/*.npz', 'figures/best_*.png', 'figures/worst_*.png', 'figures/confusion_*.png',
-    'figures/robustness_*.png', 'figures/profile_*.png', 'figures/cost.png', 'figures/learning.png',
-    'figures/calibration.png', 'figures/risk.png', 'figures/distance.png', 'figures/difference.png',
-    'figures/patients.png')
+    '0*.ipynb',
+    'data_checks.csv',
+    'data_card.md',
+    'metrics_*.json',
+    'robustness_*.csv',
+    'leak.csv',
+    'compare.csv',
+    'compare.json',
+    'compare.html',
+    'model_card.md',
+    'model_card_*.md',
+    'export.csv',
+    'monitor.json',
+    'monitor.html',
+    'profile_*.csv',
+    'evaluation/*.npz',
+    'figures/best_*.png',
+    'figures/worst_*.png',
+    'figures/confusion_*.png',
+    'figures/robustness_*.png',
+    'figures/profile_*.png',
+    'figures/cost.png',
+    'figures/learning.png',
+    'figures/calibration.png',
+    'figures/risk.png',
+    'figures/distance.png',
+    'figures/difference.png',
+    'figures/patients.png',
+)
 CLEANED = (
-    ('data/processed', PREPARED_SET), ('data/smoke', PREPARED_SET), ('data/scratch*', PREPARED_SET),
-    ('exports/*', EXPORTED_MODEL), ('runs/smoke/*', EXPORTED_MODEL),
-    ('runs/scratch', TRAINING), ('runs/*/*', TRAINING), ('runs/smoke/*/*', TRAINING))
+    ('data/processed', PREPARED_SET),
+    ('data/smoke', PREPARED_SET),
+    ('data/scratch*', PREPARED_SET),
+    ('exports/*', EXPORTED_MODEL),
+    ('runs/smoke/*', EXPORTED_MODEL),
+    ('runs/scratch', TRAINING),
+    ('runs/*/*', TRAINING),
+    ('runs/smoke/*/*', TRAINING),
+)
 
 
 def remove_empty_parents(path: Path, root: Path):
@@ -322,12 +386,12 @@ def clean_project(
             shutil.rmtree(folder)
             removed.append(folder)
     for place in ('reports', 'runs/reports', 'runs/smoke/reports'):
-        removed += [path for pattern in REPORT_FILES for path in (root/place).glob(pattern)]
+        removed += [path for pattern in REPORT_FILES for path in (root / place).glob(pattern)]
     for path in removed:
         path.unlink(missing_ok=True)
         remove_empty_parents(path, root)
     places = ('runs', 'exports', 'data/processed', 'data/smoke')
-    left = [path for place in places for path in sorted((root/place).rglob('*')) if not path.is_dir()]
+    left = [path for place in places for path in sorted((root / place).rglob('*')) if not path.is_dir()]
     return [str(path.relative_to(root)) for path in left]
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files34

@@ -12,80 +12,121 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% ../../nbs/core/00_labels.ipynb #1e314ab6
-TILE = 224    # pixels a side
-MPP = 0.25    # micrometres per pixel
+TILE = 224  # pixels a side
+MPP = 0.25  # micrometres per pixel
 IGNORE = 255  # label value of pixels that count nowhere
 
 # %% ../../nbs/core/00_labels.ipynb #00-core02
 GLASS = 220  # grey level from which a channel counts as bright
 
+
 def tissue_share(
-    x:np.ndarray, # (H, W, 3) uint8 RGB
-)->float:         # 0 (all glass) to 1
+    x: np.ndarray,  # (H, W, 3) uint8 RGB
+) -> float:  # 0 (all glass) to 1
     "Share of pixels with a channel darker than glass; every eighth row and column is looked at."
     return float((np.minimum.reduce([x[::8, ::8, c] for c in range(3)]) < GLASS).mean())
 
 # %% ../../nbs/core/00_labels.ipynb #aecf6ba7
-RAW_CODES = ('outside_roi', 'tumor', 'stroma', 'lymphocytic_infiltrate', 'necrosis_or_debris', 'glandular_secretions', 'blood',
-    'exclude', 'metaplasia_NOS', 'fat', 'plasma_cells', 'other_immune_infiltrate', 'mucoid_material', 'normal_acinus_or_duct',
-    'lymphatics', 'undetermined', 'nerve', 'skin_adnexa', 'blood_vessel', 'angioinvasion', 'dcis', 'other')
+RAW_CODES = (
+    'outside_roi',
+    'tumor',
+    'stroma',
+    'lymphocytic_infiltrate',
+    'necrosis_or_debris',
+    'glandular_secretions',
+    'blood',
+    'exclude',
+    'metaplasia_NOS',
+    'fat',
+    'plasma_cells',
+    'other_immune_infiltrate',
+    'mucoid_material',
+    'normal_acinus_or_duct',
+    'lymphatics',
+    'undetermined',
+    'nerve',
+    'skin_adnexa',
+    'blood_vessel',
+    'angioinvasion',
+    'dcis',
+    'other',
+)
 
 # %% ../../nbs/core/00_labels.ipynb #2d7f0d0f
 @dataclass(frozen=True)
 class Schema:
     "Class names, colours and the lookup from raw mask codes to class indices."
-    name: str       # what users type
+
+    name: str  # what users type
     classes: tuple  # class names; the position is the class index
-    colors: tuple   # one '#rrggbb' per class
-    codes: dict     # raw code -> class index or IGNORE
-    encoding: str   # 'kaggle' ({0,1,2} masks) or 'raw' (22 codes)
+    colors: tuple  # one '#rrggbb' per class
+    codes: dict  # raw code -> class index or IGNORE
+    encoding: str  # 'kaggle' ({0,1,2} masks) or 'raw' (22 codes)
 
     @property
-    def table(self)->np.ndarray: # (256,) int16: class index, IGNORE, or -1 where the code is unknown
+    def table(self) -> np.ndarray:  # (256,) int16: class index, IGNORE, or -1 where the code is unknown
         "The lookup table; -1 keeps unknown codes apart from ignored ones."
         t = np.full(256, -1, np.int16)
-        for code, index in self.codes.items(): t[code] = index
+        for code, index in self.codes.items():
+            t[code] = index
         return t
 
 # %% ../../nbs/core/00_labels.ipynb #8a873b75
 _COLORS = dict(other='#999999', tumor='#D55E00', stroma='#0072B2', inflammatory='#F0E442', necrosis='#009E73')
 
+
 def _schema(name, classes, groups, ignore=(), rest=None, encoding='raw'):
     "Build a schema from groups of raw codes; codes in no group go to class `rest`."
     codes = {code: IGNORE for code in ignore}
     codes |= {code: classes.index(cls) for cls, group in groups.items() for code in group}
-    if rest: codes |= {code: classes.index(rest) for code in range(len(RAW_CODES)) if code not in codes}
+    if rest:
+        codes |= {code: classes.index(rest) for code in range(len(RAW_CODES)) if code not in codes}
     return Schema(name, classes, tuple(_COLORS[c] for c in classes), codes, encoding)
 
 # %% ../../nbs/core/00_labels.ipynb #5021f887
-SCHEMAS = {s.name: s for s in (
-    _schema('kaggle3', ('other', 'tumor', 'stroma'), dict(other=[0], tumor=[1], stroma=[2]), encoding='kaggle'),
-    _schema('bcss3', ('other', 'tumor', 'stroma'), dict(tumor=[1, 19, 20], stroma=[2]), ignore=(0, 7), rest='other'),
-    _schema('bcss5', ('tumor', 'stroma', 'inflammatory', 'necrosis', 'other'),
-            dict(tumor=[1, 19, 20], stroma=[2], inflammatory=[3, 10, 11], necrosis=[4]), ignore=(0, 7), rest='other'))}
+SCHEMAS = {
+    s.name: s
+    for s in (
+        _schema('kaggle3', ('other', 'tumor', 'stroma'), dict(other=[0], tumor=[1], stroma=[2]), encoding='kaggle'),
+        _schema(
+            'bcss3', ('other', 'tumor', 'stroma'), dict(tumor=[1, 19, 20], stroma=[2]), ignore=(0, 7), rest='other'
+        ),
+        _schema(
+            'bcss5',
+            ('tumor', 'stroma', 'inflammatory', 'necrosis', 'other'),
+            dict(tumor=[1, 19, 20], stroma=[2], inflammatory=[3, 10, 11], necrosis=[4]),
+            ignore=(0, 7),
+            rest='other',
+        ),
+    )
+}
 
 # %% ../../nbs/core/00_labels.ipynb #b1bff6a5
-def pick(options:dict, name:str, what:str): # the chosen value; ValueError lists the choices
+def pick(options: dict, name: str, what: str):  # the chosen value; ValueError lists the choices
     "Look `name` up, or say what there is."
-    if name not in options: raise ValueError(f'unknown {what} {name!r}: choose one of {", ".join(options)}')
+    if name not in options:
+        raise ValueError(f'unknown {what} {name!r}: choose one of {", ".join(options)}')
     return options[name]
 
+
 def get_schema(
-    name:str, # 'kaggle3', 'bcss3' or 'bcss5'
-)->Schema:
+    name: str,  # 'kaggle3', 'bcss3' or 'bcss5'
+) -> Schema:
     "The schema of that name."
     return pick(SCHEMAS, name, 'schema')
 
 # %% ../../nbs/core/00_labels.ipynb #64723d6f
 _UNKNOWN = 254  # no schema has so many classes
 
+
 def encode(
-    raw:np.ndarray, # any shape, uint8 raw codes
-    schema:Schema,  # what the codes mean
-)->np.ndarray:      # same shape, uint8 class index or IGNORE; ValueError on a code the schema does not know
+    raw: np.ndarray,  # any shape, uint8 raw codes
+    schema: Schema,  # what the codes mean
+) -> np.ndarray:  # same shape, uint8 class index or IGNORE; ValueError on a code the schema does not know
     "Look raw codes up in the schema."
     top = int(raw.max(initial=0))
-    if (schema.table[:top + 1] == np.arange(top + 1)).all(): return raw
+    if (schema.table[: top + 1] == np.arange(top + 1)).all():
+        return raw
     label = np.take(np.where(schema.table < 0, _UNKNOWN, schema.table).astype(np.uint8), raw, mode='clip')
     if (label == _UNKNOWN).any():
         found = ', '.join(map(str, np.unique(raw[label == _UNKNOWN])[:8]))
@@ -95,9 +136,10 @@ def encode(
 
 # %% ../../nbs/core/00_labels.ipynb #57ad79bc
 def rgb_table(
-    schema:Schema, # whose colours
-)->np.ndarray:     # (256, 3) uint8; IGNORE and unused entries are white
+    schema: Schema,  # whose colours
+) -> np.ndarray:  # (256, 3) uint8; IGNORE and unused entries are white
     "One RGB colour per label value."
     table = np.full((256, 3), 255, np.uint8)
-    for i, c in enumerate(schema.colors): table[i] = [int(c[j:j+2], 16) for j in (1, 3, 5)]
+    for i, c in enumerate(schema.colors):
+        table[i] = [int(c[j : j + 2], 16) for j in (1, 3, 5)]
     return table

@@ -10,25 +10,34 @@ import ast
 import math
 
 # %% ../../nbs/core/04_parameters.ipynb #835f8cd3
-def _assigned(source:str)->dict:
+def _assigned(source: str) -> dict:
     "Names a cell assigns plain values to."
     return {node.targets[0].id: _value(node.value) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
 
-def _value(node:ast.AST):
+
+def _value(node: ast.AST):
     "A plain value; papermill writes `float('nan')` and `float('inf')`."
-    return float(node.args[0].value) if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'float' else ast.literal_eval(node)
+    return (
+        float(node.args[0].value)
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'float'
+        else ast.literal_eval(node)
+    )
+
 
 def check_parameters(
-    history:list, # IPython's `In`: the source of every cell run so far
+    history: list,  # IPython's `In`: the source of every cell run so far
 ):
     "Raise `ValueError` when papermill injected a name or a type that the parameters cell does not declare."
     at = [i for i, cell in enumerate(history) if cell.startswith('# Parameters\n')]
-    if not at: return
+    if not at:
+        return
     declared, given = _assigned(history[at[-1] - 1]), _assigned(history[at[-1]])
     unknown = sorted(set(given) - set(declared))
-    if unknown: raise ValueError(f'unknown parameter {", ".join(unknown)}: this notebook declares {", ".join(declared)}')
+    if unknown:
+        raise ValueError(f'unknown parameter {", ".join(unknown)}: this notebook declares {", ".join(declared)}')
     for name, value in given.items():
         want, ok = type(declared[name]), (int, float) if type(declared[name]) is float else type(declared[name])
         if not isinstance(value, ok) or type(value) is bool and want is not bool:
             raise ValueError(f'parameter {name} takes a {want.__name__}, got {value!r}')
-        if isinstance(value, float) and not math.isfinite(value): raise ValueError(f'parameter {name} must be a finite number, got {value}')
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'parameter {name} must be a finite number, got {value}')

@@ -15,37 +15,51 @@ MODEL_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # of the first, sec
 
 
 def overlay(
-    image:np.ndarray, # (H, W, 3) uint8 RGB
-    label:np.ndarray, # (H, W) uint8 class index or IGNORE
-    schema:Schema,    # whose colours
-    alpha:float=.4,   # opacity of the labels, 0 to 1
-)->np.ndarray:        # (H, W, 3) uint8
+    image: np.ndarray,  # (H, W, 3) uint8 RGB
+    label: np.ndarray,  # (H, W) uint8 class index or IGNORE
+    schema: Schema,  # whose colours
+    alpha: float = 0.4,  # opacity of the labels, 0 to 1
+) -> np.ndarray:  # (H, W, 3) uint8
     "Lay label colours over an image; ignored pixels stay as they are."
-    a = np.where(label == IGNORE, 0, round(alpha*256)).astype(np.uint16)[..., None]
-    return (image*(256 - a) + rgb_table(schema)[label]*a >> 8).astype(np.uint8)
+    a = np.where(label == IGNORE, 0, round(alpha * 256)).astype(np.uint16)[..., None]
+    return (image * (256 - a) + rgb_table(schema)[label] * a >> 8).astype(np.uint8)
 
-def add_legend(fig, schema:Schema):
+
+def add_legend(fig, schema: Schema):
     "Put the class names below a figure."
     from matplotlib.patches import Patch
-    fig.legend(handles=[Patch(color=c, label=n) for n, c in zip(schema.classes, schema.colors)],
-               loc='lower center', ncols=len(schema.classes), frameon=False)
+
+    fig.legend(
+        handles=[Patch(color=c, label=n) for n, c in zip(schema.classes, schema.colors)],
+        loc='lower center',
+        ncols=len(schema.classes),
+        frameon=False,
+    )
 
 # %% ../../nbs/core/01_plotting.ipynb #be373d65
 def show_tiles(
-    rows:list,       # each row: a list of (H, W, 3) uint8 pictures
-    titles:list=(),  # one per column
-    names:list=(),   # one per row
-    schema:Schema=None, # draws a legend when given
-    size:float=1.8,  # inches a picture
+    rows: list,  # each row: a list of (H, W, 3) uint8 pictures
+    titles: list = (),  # one per column
+    names: list = (),  # one per row
+    schema: Schema = None,  # draws a legend when given
+    size: float = 1.8,  # inches a picture
 ):
     "Show rows of pictures with a legend of the classes."
     import matplotlib.pyplot as plt
+
     n, m = len(rows), max(map(len, rows))
-    fig, axes = plt.subplots(n, m, figsize=(m*size, n*size + .5), squeeze=False, layout='constrained')
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+    fig, axes = plt.subplots(n, m, figsize=(m * size, n * size + 0.5), squeeze=False, layout='constrained')
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     for axs, row in zip(axes, rows):
-        for ax, picture in zip(axs, row): ax.imshow(picture)
-    for ax, title in zip(axes[0], titles): ax.set_title(title, fontsize=9)
-    for ax, name in zip(axes[:, 0], names): ax.set_ylabel(name, fontsize=9)
-    if schema: add_legend(fig, schema); fig.get_layout_engine().set(rect=(0, .07, 1, .93))
+        for ax, picture in zip(axs, row):
+            ax.imshow(picture)
+    for ax, title in zip(axes[0], titles):
+        ax.set_title(title, fontsize=9)
+    for ax, name in zip(axes[:, 0], names):
+        ax.set_ylabel(name, fontsize=9)
+    if schema:
+        add_legend(fig, schema)
+        fig.get_layout_engine().set(rect=(0, 0.07, 1, 0.93))
     return fig

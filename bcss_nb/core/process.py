@@ -98,9 +98,10 @@ def show_warnings_plainly(command: str):
 # %% ../../nbs/core/06_process.ipynb #00d-proc16
 class Place(NamedTuple):
     "Where this process stands among those that share the work."
-    rank: int              # from 0
-    world_size: int        # processes on all machines
-    local_rank: int        # on this machine, from 0
+
+    rank: int  # from 0
+    world_size: int  # processes on all machines
+    local_rank: int  # on this machine, from 0
     local_world_size: int  # on this machine
 
 
@@ -120,7 +121,9 @@ def find_place(env: Mapping[str, str] = os.environ) -> Place:
         alone = dict(RANK='0', WORLD_SIZE='1', LOCAL_WORLD_SIZE='1')
         if all(given.get(name, value) == value for name, value in alone.items()):
             return ALONE
-        raise ValueError(f'{told} is set, but torchrun did not start this process ({", ".join(missing)} missing). {hint}')
+        raise ValueError(
+            f'{told} is set, but torchrun did not start this process ({", ".join(missing)} missing). {hint}'
+        )
     try:
         place = Place(*(int(given[name]) for name in PLACE_VARIABLES))
     except ValueError:

@@ -23,14 +23,15 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Range:
     "The values that a number may have."
-    kind: type                # int or float
+
+    kind: type  # int or float
     min: float
     max: float
-    open_min: bool = False    # whether `min` itself is refused
-    open_max: bool = False    # whether `max` itself is refused
-    also_zero: bool = False   # whether 0 is allowed besides
+    open_min: bool = False  # whether `min` itself is refused
+    open_max: bool = False  # whether `max` itself is refused
+    also_zero: bool = False  # whether 0 is allowed besides
     unit: str = ''
-    noun: str = ''            # what the number is; empty: a number, or a whole number
+    noun: str = ''  # what the number is; empty: a number, or a whole number
 
     def accepts(self, value: object) -> bool:
         "Return whether a value is allowed."
@@ -54,6 +55,7 @@ class Range:
 @dataclass(frozen=True)
 class OneOf:
     "The words that a text may be."
+
     words: tuple[str, ...]
 
     def accepts(self, value: object) -> bool:
@@ -68,8 +70,9 @@ class OneOf:
 @dataclass(frozen=True)
 class Form:
     "The form that a text must have."
+
     pattern: str  # regular expression for the whole text
-    words: str    # the same in words
+    words: str  # the same in words
 
     def accepts(self, value: object) -> bool:
         "Return whether a value is allowed."
@@ -94,9 +97,9 @@ def as_variable(name: str) -> str:
 
 
 def check_ranges(
-    values: Mapping[str, object],        # option -> value; None counts as not given
-    ranges: Ranges,                      # one of the tables below
-    spell: Callable[[str], str] = str,   # how the user writes an option
+    values: Mapping[str, object],  # option -> value; None counts as not given
+    ranges: Ranges,  # one of the tables below
+    spell: Callable[[str], str] = str,  # how the user writes an option
 ):
     "Raise ValueError with a sentence for the first value that is not allowed; names that are not in the table pass."
     for name, allowed in ranges.items():
@@ -110,7 +113,7 @@ DEVICE = Form(r'auto|cpu|mps|cuda(:\d{1,3})?', 'auto, cpu, mps, cuda or cuda:N')
 SEED = Range(int, 0, 2**32 - 1)
 COUNT = Range(int, 0, 10**10)
 PREDICT_RANGES = dict(
-    mpp=Range(float, .05, 8, unit='µm per pixel'),
+    mpp=Range(float, 0.05, 8, unit='µm per pixel'),
     window=Range(int, 32, 16384, also_zero=True, unit='pixels'),
     stride=Range(int, 16, 16384, also_zero=True, unit='pixels'),
     batch=Range(int, 0, 65536, unit='windows'),
@@ -119,25 +122,46 @@ PREDICT_RANGES = dict(
     simplify=Range(float, 0, 1000, unit='µm'),
     threads=Range(int, 0, 4096),
     engine=OneOf(('auto', 'torch', *EXPORTED_ENGINES)),
-    device=DEVICE)
+    device=DEVICE,
+)
 EXPORT_RANGES = dict(tiles=COUNT, engine=OneOf(('auto', *EXPORTED_ENGINES)))
 SERVE_RANGES = dict(port=Range(int, 0, 65535), host=Form(r'\S+', 'an address or the name of a host'))
 
 # %% ../../nbs/core/05_ranges.ipynb #00c-rang16
 PREPARE_RANGES = dict(
-    size=Range(int, 32, 16384, unit='pixels'), stride=Range(int, 0, 16384, unit='pixels'),
-    edge=OneOf(('drop', 'shift', 'pad')), min_tissue=Range(float, 0, 1, noun='a share'),
-    folds=Range(int, 2, 10_000), fold=Range(int, 0, 9999), val=Range(float, 0, 1, open_max=True, noun='a share'),
-    seed=SEED, workers=Range(int, 0, 4096))
+    size=Range(int, 32, 16384, unit='pixels'),
+    stride=Range(int, 0, 16384, unit='pixels'),
+    edge=OneOf(('drop', 'shift', 'pad')),
+    min_tissue=Range(float, 0, 1, noun='a share'),
+    folds=Range(int, 2, 10_000),
+    fold=Range(int, 0, 9999),
+    val=Range(float, 0, 1, open_max=True, noun='a share'),
+    seed=SEED,
+    workers=Range(int, 0, 4096),
+)
 TRAIN_RANGES = dict(
-    budget=OneOf(('smoke', 'full')), steps=COUNT, epochs=Range(float, 0, 1e6), minutes=Range(float, 0, 1e6),
-    batch=Range(int, 1, 65536, unit='tiles'), accumulate=Range(int, 1, 65536),
-    lr=Range(float, 0, 10, open_min=True), layer_decay=Range(float, 0, 1, open_min=True),
-    weight_decay=Range(float, 0, 10), clip=Range(float, 0, 1e6), ema=Range(float, 0, 1, open_max=True),
-    loss=OneOf(('dice_ce', 'dice_focal', 'ce')), drop_path=Range(float, 0, 1, open_max=True),
-    pixels=OneOf(('half', 'imagenet')), stain=Range(float, 0, 10), light=Range(float, 0, 1), mix=Range(float, 0, 1),
-    precision=OneOf(('auto', '64-true', '32-true', 'bf16-true', 'bf16-mixed', '16-true', '16-mixed')), seed=SEED,
-    resume=OneOf(('auto', 'yes', 'no')), track=OneOf(('disabled', 'offline', 'online')))
+    budget=OneOf(('smoke', 'full')),
+    steps=COUNT,
+    epochs=Range(float, 0, 1e6),
+    minutes=Range(float, 0, 1e6),
+    batch=Range(int, 1, 65536, unit='tiles'),
+    accumulate=Range(int, 1, 65536),
+    lr=Range(float, 0, 10, open_min=True),
+    layer_decay=Range(float, 0, 1, open_min=True),
+    weight_decay=Range(float, 0, 10),
+    clip=Range(float, 0, 1e6),
+    ema=Range(float, 0, 1, open_max=True),
+    loss=OneOf(('dice_ce', 'dice_focal', 'ce')),
+    drop_path=Range(float, 0, 1, open_max=True),
+    pixels=OneOf(('half', 'imagenet')),
+    stain=Range(float, 0, 10),
+    light=Range(float, 0, 1),
+    mix=Range(float, 0, 1),
+    precision=OneOf(('auto', '64-true', '32-true', 'bf16-true', 'bf16-mixed', '16-true', '16-mixed')),
+    seed=SEED,
+    resume=OneOf(('auto', 'yes', 'no')),
+    track=OneOf(('disabled', 'offline', 'online')),
+)
 
 # %% ../../nbs/core/05_ranges.ipynb #00c-rang17
 SAMPLE_RANGES = dict(patients=Range(int, 12, 10_000), seed=SEED, workers=Range(int, 1, 4096))
@@ -151,12 +175,19 @@ MONITOR_RANGES = dict(hours=Range(float, 0, 1e6))
 BYTES = Range(int, 0, 2**50)
 SERVICE_RANGES = dict(
     model_sha256=Form(r'|[0-9a-f]{64}', 'empty or 64 hexadecimal digits'),
-    engine=EXPORT_RANGES['engine'], workers=Range(int, 0, 4096), waiting=Range(int, 0, 100_000),
+    engine=EXPORT_RANGES['engine'],
+    workers=Range(int, 0, 4096),
+    waiting=Range(int, 0, 100_000),
     deadline=Range(float, 0, 86400, open_min=True, unit='seconds'),
-    max_bytes=Range(int, 1, 2**50), max_pixels=Range(int, 1, 10**12), max_bodies=Range(int, 1, 100_000),
+    max_bytes=Range(int, 1, 2**50),
+    max_pixels=Range(int, 1, 10**12),
+    max_bodies=Range(int, 1, 100_000),
     body_seconds=Range(float, 0, 86400, open_min=True, unit='seconds'),
-    results_bytes=BYTES, results_seconds=Range(float, 0, 31e6, unit='seconds'),
-    store_rate=Range(float, 0, 1, noun='a share'), store_bytes=BYTES)
+    results_bytes=BYTES,
+    results_seconds=Range(float, 0, 31e6, unit='seconds'),
+    store_rate=Range(float, 0, 1, noun='a share'),
+    store_bytes=BYTES,
+)
 
 # %% ../../nbs/core/05_ranges.ipynb #00c-rang24
 OTHER_VARIABLES = ('BCSS_REAL',)  # read by benchmarks and tests
@@ -166,12 +197,12 @@ SET_BY_KUBERNETES = re.compile(r'BCSS_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP
 def find_unknown_variables(
     env: Mapping[str, str],
     known: list[str],  # `BCSS_` variables that are read
-) -> list[str]:        # one sentence each, by name
+) -> list[str]:  # one sentence each, by name
     "Return a sentence for each `BCSS_` variable that nothing reads."
     names = [name for name in sorted(env) if name.startswith('BCSS_') and name not in (*known, *OTHER_VARIABLES)]
     sentences = []
     for name in names:
-        close = difflib.get_close_matches(name, known, 1, .8)
+        close = difflib.get_close_matches(name, known, 1, 0.8)
         hint = f'is {close[0]} meant?' if close else f'known are {", ".join(known)}'
         if close or not SET_BY_KUBERNETES.fullmatch(name):
             sentences.append(f'the variable {name} is not known and has no effect: {hint}')

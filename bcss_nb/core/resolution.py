@@ -18,50 +18,75 @@ from xml.etree import ElementTree
 from PIL import Image
 
 # %% ../../nbs/core/07_resolution.ipynb #06f-reso05
-MIN_MPP, MAX_MPP = .05, 8.  # micrometers per pixel that a microscope can have
-MAX_ANISOTROPY = .02        # relative difference of the two sides of a pixel
+MIN_MPP, MAX_MPP = 0.05, 8.0  # micrometers per pixel that a microscope can have
+MAX_ANISOTROPY = 0.02  # relative difference of the two sides of a pixel
 
 
 class PixelSize(NamedTuple):
     "Width and height of a pixel."
-    x:float # micrometers
-    y:float # micrometers
+
+    x: float  # micrometers
+    y: float  # micrometers
 
 
 def is_plausible(
-    mpp:float, # micrometers per pixel
-)->bool:
+    mpp: float,  # micrometers per pixel
+) -> bool:
     "Whether a microscope can have this pixel size."
     return MIN_MPP <= mpp <= MAX_MPP
 
 
 def first_plausible(
-    sizes:Iterable[PixelSize|None], # the best source first
-)->PixelSize|None:
+    sizes: Iterable[PixelSize | None],  # the best source first
+) -> PixelSize | None:
     "The first size that is known and plausible."
     return next((size for size in sizes if size and is_plausible(size.x) and is_plausible(size.y)), None)
 
 
 def side_of(
-    size:PixelSize|None,
-)->float|None: # micrometers per pixel
+    size: PixelSize | None,
+) -> float | None:  # micrometers per pixel
     "The side of a square pixel; ValueError when width and height differ by more than `MAX_ANISOTROPY`."
     if size is None:
         return None
-    if abs(size.x/size.y - 1) > MAX_ANISOTROPY:
-        raise ValueError(f'its pixels are {size.x:g} x {size.y:g} micrometers, expected square ones: resample it, or give mpp')
+    if abs(size.x / size.y - 1) > MAX_ANISOTROPY:
+        raise ValueError(
+            f'its pixels are {size.x:g} x {size.y:g} micrometers, expected square ones: resample it, or give mpp'
+        )
     return size.x
 
 # %% ../../nbs/core/07_resolution.ipynb #06f-reso08
-_UM = {'pm': 1e-6, 'Å': 1e-4, 'nm': 1e-3, 'μm': 1., 'um': 1., 'micron': 1., 'microns': 1., 'micrometer': 1., 'micrometers': 1.,
-       'micrometre': 1., 'micrometres': 1., 'mm': 1e3, 'cm': 1e4, 'dm': 1e5, 'm': 1e6, 'km': 1e9, 'thou': 25.4, 'mil': 25.4,
-       'pt': 25_400/72, 'in': 25_400., 'inch': 25_400., 'inches': 25_400., '"': 25_400.}  # micrometers
+_UM = {
+    'pm': 1e-6,
+    'Å': 1e-4,
+    'nm': 1e-3,
+    'μm': 1.0,
+    'um': 1.0,
+    'micron': 1.0,
+    'microns': 1.0,
+    'micrometer': 1.0,
+    'micrometers': 1.0,
+    'micrometre': 1.0,
+    'micrometres': 1.0,
+    'mm': 1e3,
+    'cm': 1e4,
+    'dm': 1e5,
+    'm': 1e6,
+    'km': 1e9,
+    'thou': 25.4,
+    'mil': 25.4,
+    'pt': 25_400 / 72,
+    'in': 25_400.0,
+    'inch': 25_400.0,
+    'inches': 25_400.0,
+    '"': 25_400.0,
+}  # micrometers
 _INCH, _CENTIMETER = 2, 3  # values of the TIFF tag ResolutionUnit
 
 
 def unit_in_um(
-    unit:str,
-)->float|None: # micrometers; None for a unit that is no length
+    unit: str,
+) -> float | None:  # micrometers; None for a unit that is no length
     "The length of a unit."
     text = re.sub(r'\\u([0-9a-fA-F]{4})', lambda match: chr(int(match[1], 16)), str(unit))
     text = unicodedata.normalize('NFKC', text).strip()
@@ -69,32 +94,32 @@ def unit_in_um(
 
 
 def size_from_density(
-    x_density:float, # pixels per unit
-    y_density:float, # pixels per unit
-    unit:float|None, # micrometers
-)->PixelSize|None:
+    x_density: float,  # pixels per unit
+    y_density: float,  # pixels per unit
+    unit: float | None,  # micrometers
+) -> PixelSize | None:
     "The pixel size from a number of pixels per unit; a missing second number is the first."
     x_density, y_density = (float(value or 0) for value in (x_density, y_density or x_density))
     if not unit or not (x_density > 0 and y_density > 0):
         return None
-    return PixelSize(unit/x_density, unit/y_density)
+    return PixelSize(unit / x_density, unit / y_density)
 
 # %% ../../nbs/core/07_resolution.ipynb #06f-reso11
 def size_in_name(
-    name:str, # of a file, for instance 'TCGA-A2-A0D2-DX1_xmin18562_ymin56852_MPP-0.2500.png'
-)->PixelSize|None:
+    name: str,  # of a file, for instance 'TCGA-A2-A0D2-DX1_xmin18562_ymin56852_MPP-0.2500.png'
+) -> PixelSize | None:
     "The pixel size that a BCSS file name states."
     match = re.search(r'MPP-(\d+\.\d+)', Path(name).name)
     return first_plausible([PixelSize(float(match[1]), float(match[1]))]) if match else None
 
 # %% ../../nbs/core/07_resolution.ipynb #06f-reso14
-_POWERS = {40.: .25, 20.: .5, 10.: 1.}  # micrometers per pixel by objective power
+_POWERS = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}  # micrometers per pixel by objective power
 
 
 def size_in_ome(
-    xml:str,    # OME-XML
-    index:int=0, # of the image that is read
-)->PixelSize|None:
+    xml: str,  # OME-XML
+    index: int = 0,  # of the image that is read
+) -> PixelSize | None:
     "The physical size of a pixel in OME metadata; None where the XML is broken or says nothing."
     try:
         root = ElementTree.fromstring(re.sub('&(micro|mu);', 'µ', xml))
@@ -104,23 +129,25 @@ def size_in_ome(
     if not pixels:
         return None
     found = pixels[min(index, len(pixels) - 1)].attrib
-    x_um, y_um = (_length(found.get(f'PhysicalSize{axis}'), found.get(f'PhysicalSize{axis}Unit', 'µm')) for axis in 'XY')
+    x_um, y_um = (
+        _length(found.get(f'PhysicalSize{axis}'), found.get(f'PhysicalSize{axis}Unit', 'µm')) for axis in 'XY'
+    )
     x_um, y_um = x_um or y_um, y_um or x_um
     return PixelSize(x_um, y_um) if x_um and y_um else None
 
 
-def _length(text:str|None, unit:str)->float|None:
+def _length(text: str | None, unit: str) -> float | None:
     "A number with its unit in micrometers; None where either is unusable."
     scale = unit_in_um(unit)
     try:
-        return float(text)*scale if text and scale else None
+        return float(text) * scale if text and scale else None
     except ValueError:
         return None
 
 
 def size_from_power(
-    power:str|float|None, # of the objective, for instance '20'
-)->PixelSize|None:
+    power: str | float | None,  # of the objective, for instance '20'
+) -> PixelSize | None:
     "The usual pixel size of scanners with this objective."
     try:
         mpp = _POWERS.get(float(power or 0))
@@ -130,8 +157,8 @@ def size_from_power(
 
 
 def size_in_aperio(
-    description:str, # ImageDescription of an SVS file
-)->PixelSize|None:
+    description: str,  # ImageDescription of an SVS file
+) -> PixelSize | None:
     "The pixel size in Aperio's description, or the usual one of its objective."
     if not description.startswith('Aperio'):
         return None
@@ -141,36 +168,36 @@ def size_in_aperio(
 
 # %% ../../nbs/core/07_resolution.ipynb #06f-reso17
 def size_of_image(
-    image:Image.Image, # opened
-)->PixelSize|None:
+    image: Image.Image,  # opened
+) -> PixelSize | None:
     "The pixel size that a PNG, JPEG, WebP or BMP file states; None where it is missing or not plausible."
     try:
         exif = image.getexif()
     except Exception:  # broken tags beside good pixels
         exif = {}
-    unit = {_INCH: 25_400., _CENTIMETER: 10_000.}.get(exif.get(0x0128, _INCH))
+    unit = {_INCH: 25_400.0, _CENTIMETER: 10_000.0}.get(exif.get(0x0128, _INCH))
     in_exif = size_from_density(_number(exif.get(0x011A)), _number(exif.get(0x011B)), unit)
     x_dpi, y_dpi = image.info.get('dpi', (0, 0))
-    return first_plausible([size_from_density(_number(x_dpi), _number(y_dpi), 25_400.), in_exif])
+    return first_plausible([size_from_density(_number(x_dpi), _number(y_dpi), 25_400.0), in_exif])
 
 
-def _number(value:object)->float:
+def _number(value: object) -> float:
     "A number of a tag; 0 where it is missing or divided by zero."
     try:
         return float(value or 0)
     except (TypeError, ValueError, ZeroDivisionError):
-        return 0.
+        return 0.0
 
 # %% ../../nbs/core/07_resolution.ipynb #06f-reso20
 def size_in_tags(
-    x_resolution:tuple|None, # numerator and denominator of pixels per unit
-    y_resolution:tuple|None,
-    unit:int|None,           # 1 none, 2 inch, 3 centimeter; None: the tag is missing
-    imagej_unit:str='',      # replaces the unit where ImageJ wrote the file
-)->PixelSize|None:
+    x_resolution: tuple | None,  # numerator and denominator of pixels per unit
+    y_resolution: tuple | None,
+    unit: int | None,  # 1 none, 2 inch, 3 centimeter; None: the tag is missing
+    imagej_unit: str = '',  # replaces the unit where ImageJ wrote the file
+) -> PixelSize | None:
     "The pixel size in the resolution tags of a TIFF."
-    scale = {_INCH: 25_400., _CENTIMETER: 10_000.}.get(_INCH if unit is None else int(unit))
+    scale = {_INCH: 25_400.0, _CENTIMETER: 10_000.0}.get(_INCH if unit is None else int(unit))
     if imagej_unit:
         scale = unit_in_um(imagej_unit) or scale
-    densities = (value[0]/value[1] if value and value[1] else 0. for value in (x_resolution, y_resolution))
+    densities = (value[0] / value[1] if value and value[1] else 0.0 for value in (x_resolution, y_resolution))
     return size_from_density(*densities, scale)

@@ -13,11 +13,11 @@ from typing import Any
 
 # %% ../../nbs/core/08_threads.ipynb #threa-05
 def map_ahead(
-    function:Callable,
-    jobs:Iterable[tuple], # arguments of each call
-    num_threads:int=1,
-    max_ahead:int=2,      # calls that are begun before their result is asked for
-)->Iterator[Any]:         # results, in the order of the jobs; the error of a call is raised in its place
+    function: Callable,
+    jobs: Iterable[tuple],  # arguments of each call
+    num_threads: int = 1,
+    max_ahead: int = 2,  # calls that are begun before their result is asked for
+) -> Iterator[Any]:  # results, in the order of the jobs; the error of a call is raised in its place
     "Call a function in threads, a little ahead of its consumer."
     waiting = deque()
     with ThreadPoolExecutor(num_threads) as pool:

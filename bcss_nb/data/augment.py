@@ -6,7 +6,8 @@
 __all__ = ['turned', 'turned_all', 'take', 'draw_colour', 'recolour', 'reuse', 'cutmix', 'paste', 'draw_boxes', 'augment']
 
 # %% ../../nbs/data/05_augment.ipynb #8d119505
-import math, sys
+import math
+import sys
 
 import numpy as np
 import torch
@@ -15,128 +16,170 @@ from torch import Tensor
 from .stains import STAIN_VECTORS
 
 # %% ../../nbs/data/05_augment.ipynb #01f-augm01
-for _f in (torch.exp, torch.log, torch.log1p, torch.expm1, torch.sqrt, torch.rsqrt, torch.tanh, torch.erf, torch.sigmoid): _f(torch.ones(8))
+for _f in (
+    torch.exp,
+    torch.log,
+    torch.log1p,
+    torch.expm1,
+    torch.sqrt,
+    torch.rsqrt,
+    torch.tanh,
+    torch.erf,
+    torch.sigmoid,
+):
+    _f(torch.ones(8))
 
 # %% ../../nbs/data/05_augment.ipynb #dc78135e
 def turned(
     tile,  # (S, S, ...) array or tensor
-    k:int, # 0 to 7: bit 1 swaps rows and columns, bit 2 flips left and right, bit 4 top and bottom
-):         # the same kind, same shape; a view for arrays
+    k: int,  # 0 to 7: bit 1 swaps rows and columns, bit 2 flips left and right, bit 4 top and bottom
+):  # the same kind, same shape; a view for arrays
     "A square in one of its eight orientations."
-    if k & 1: tile = tile.swapaxes(0, 1)
-    if torch.is_tensor(tile): return tile.flip([axis for bit, axis in ((4, 0), (2, 1)) if k & bit])
-    return tile[::-1 if k & 4 else 1, ::-1 if k & 2 else 1]
+    if k & 1:
+        tile = tile.swapaxes(0, 1)
+    if torch.is_tensor(tile):
+        return tile.flip([axis for bit, axis in ((4, 0), (2, 1)) if k & bit])
+    return tile[:: -1 if k & 4 else 1, :: -1 if k & 2 else 1]
+
 
 def turned_all(
-    tiles:Tensor, # (B, S, S, ...)
-    which:Tensor, # (B,) orientations, on the same device
-)->Tensor:        # the same shape
+    tiles: Tensor,  # (B, S, S, ...)
+    which: Tensor,  # (B,) orientations, on the same device
+) -> Tensor:  # the same shape
     "Every tile of a batch in its own orientation, without a loop."
-    which = which.view(-1, *[1]*(tiles.ndim - 1))
+    which = which.view(-1, *[1] * (tiles.ndim - 1))
     for bit, move in ((1, lambda t: t.transpose(1, 2)), (2, lambda t: t.flip(2)), (4, lambda t: t.flip(1))):
         tiles = torch.where((which & bit).bool(), move(tiles), tiles)
     return tiles
 
 # %% ../../nbs/data/05_augment.ipynb #e8108015
 def take(
-    tiles:Tensor,    # (N, S, S, C) images or (N, S, S) labels, uint8, in memory, memory-mapped or on a device
-    rows,            # B row numbers
-    which,           # B orientations, see `turned`
-)->Tensor:           # (B, C, S, S) or (B, S, S), contiguous, on the device of the set
+    tiles: Tensor,  # (N, S, S, C) images or (N, S, S) labels, uint8, in memory, memory-mapped or on a device
+    rows,  # B row numbers
+    which,  # B orientations, see `turned`
+) -> Tensor:  # (B, C, S, S) or (B, S, S), contiguous, on the device of the set
     "Copy tiles out of a set, each turned its own way, channels first."
     first = (2, 0, 1) if tiles.ndim == 4 else (0, 1)
     if tiles.is_cuda:
         rows, which = (torch.as_tensor(v, device=tiles.device) for v in (rows, which))
         return turned_all(tiles[rows], which).permute(0, *(d + 1 for d in first)).contiguous()
     tiles, out = tiles.numpy(), np.empty((len(rows), *tiles.shape[3:], *tiles.shape[1:3]), np.uint8)
-    for o, row, k in zip(out, rows, which): o[...] = turned(tiles[row], k).transpose(first)
+    for o, row, k in zip(out, rows, which):
+        o[...] = turned(tiles[row], k).transpose(first)
     return torch.from_numpy(out)
 
 # %% ../../nbs/data/05_augment.ipynb #2243abea
 _VECTORS = torch.tensor(STAIN_VECTORS, dtype=torch.float32)
 _TO_DYES = torch.linalg.inv(_VECTORS)
 
+
 def draw_colour(
-    n:int,               # tiles
-    gen:torch.Generator,
-    stain:float,         # each dye is scaled by 1 +- stain, uniformly
-    light:float,         # gain 1 +- light per channel, offset +- light/2
-    dye:float=.15,       # standard deviation of each dye's own density per channel, as a share of stain
-)->tuple:                # (n, 3, 3) density matrices for pixels as columns, (n, 3) gains, (n, 3) offsets
+    n: int,  # tiles
+    gen: torch.Generator,
+    stain: float,  # each dye is scaled by 1 +- stain, uniformly
+    light: float,  # gain 1 +- light per channel, offset +- light/2
+    dye: float = 0.15,  # standard deviation of each dye's own density per channel, as a share of stain
+) -> tuple:  # (n, 3, 3) density matrices for pixels as columns, (n, 3) gains, (n, 3) offsets
     "Draw another laboratory for every tile."
-    u = 2*torch.rand(n, 9, generator=gen) - 1
-    dyes = _VECTORS + dye*stain*torch.randn(n, 3, 3, generator=gen)
-    dyes *= (_VECTORS.norm(dim=1)/dyes.norm(dim=2))[:, :, None]
-    return ((_TO_DYES*(1 + stain*u[:, None, :3])) @ dyes).transpose(1, 2), 1 + light*u[:, 3:6], light/2*u[:, 6:]
+    u = 2 * torch.rand(n, 9, generator=gen) - 1
+    dyes = _VECTORS + dye * stain * torch.randn(n, 3, 3, generator=gen)
+    dyes *= (_VECTORS.norm(dim=1) / dyes.norm(dim=2))[:, :, None]
+    return (
+        ((_TO_DYES * (1 + stain * u[:, None, :3])) @ dyes).transpose(1, 2),
+        1 + light * u[:, 3:6],
+        light / 2 * u[:, 6:],
+    )
 
 # %% ../../nbs/data/05_augment.ipynb #2aee2fc2
 def recolour(
-    x:Tensor,      # (B, 3, H, W) uint8 pixels
-    mix:Tensor,    # (B, 3, 3) density matrix of each tile
-    gain:Tensor,   # (B, 3) factor of each channel
-    offset:Tensor, # (B, 3) added to each channel
-    out:Tensor,    # (B, 3, H, W) float32 contiguous, receives [0, 1]
+    x: Tensor,  # (B, 3, H, W) uint8 pixels
+    mix: Tensor,  # (B, 3, 3) density matrix of each tile
+    gain: Tensor,  # (B, 3) factor of each channel
+    offset: Tensor,  # (B, 3) added to each channel
+    out: Tensor,  # (B, 3, H, W) float32 contiguous, receives [0, 1]
 ):
     "Restain and relight; level 0 counts as 1, since no light at all has no density."
     light = x.clamp(min=1).float().log_().view(len(x), 3, -1)
-    white = gain*torch.exp(-math.log(255)*mix.sum(2))
+    white = gain * torch.exp(-math.log(255) * mix.sum(2))
     torch.bmm(mix, light, out=out.view_as(light)).exp_().mul_(white[:, :, None]).add_(offset[:, :, None]).clamp_(0, 1)
 
 # %% ../../nbs/data/05_augment.ipynb #21f6289b
 def reuse(
-    pool:list,  # arrays lent before; grows when all are in use
-    shape:tuple, dtype=np.float32,
-)->Tensor:      # on the CPU, not initialised
+    pool: list,  # arrays lent before; grows when all are in use
+    shape: tuple,
+    dtype=np.float32,
+) -> Tensor:  # on the CPU, not initialised
     "An array of the pool that no tensor holds any more, or a new one."
     for array in pool:
-        if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == 3: return torch.from_numpy(array)
+        if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == 3:
+            return torch.from_numpy(array)
     pool.append(np.empty(shape, dtype))
     return torch.from_numpy(pool[-1])
 
 # %% ../../nbs/data/05_augment.ipynb #9ca5b6a3
 def cutmix(
-    x:Tensor, y:Tensor, # (B, 3, S, S) images, (B, S, S) labels
-    box:Tensor,         # (B, 4) top, bottom, left, right in pixels; an empty box changes nothing
-)->tuple:               # images and labels; on a CPU the same tensors, changed
+    x: Tensor,
+    y: Tensor,  # (B, 3, S, S) images, (B, S, S) labels
+    box: Tensor,  # (B, 4) top, bottom, left, right in pixels; an empty box changes nothing
+) -> tuple:  # images and labels; on a CPU the same tensors, changed
     "Paste a box of each tile's neighbour (0 and 1, 2 and 3, ...) into the tile."
     n, side = len(y), torch.arange(y.shape[-1], device=y.device)
     other = [min(i ^ 1, n - 1) for i in range(n)]
-    if not x.is_cuda: return tuple(paste(t, other, box.tolist()) for t in (x, y))
+    if not x.is_cuda:
+        return tuple(paste(t, other, box.tolist()) for t in (x, y))
     top, bottom, left, right = box.T[:, :, None]
     inside = ((side >= top) & (side < bottom))[:, :, None] & ((side >= left) & (side < right))[:, None]
     return torch.where(inside[:, None], x[other], x), torch.where(inside, y[other], y)
 
-def paste(t:Tensor, other:list, boxes:list)->Tensor: # the same tensor, changed
+
+def paste(t: Tensor, other: list, boxes: list) -> Tensor:  # the same tensor, changed
     "Copy the box of each neighbour into the tile, in place."
-    places = [(i, j, (..., slice(*box[:2]), slice(*box[2:]))) for i, (j, box) in enumerate(zip(other, boxes)) if box[0] < box[1]]
-    for (i, _, where), patch in zip(places, [t[j][where].clone() for _, j, where in places]): t[i][where] = patch
+    places = [
+        (i, j, (..., slice(*box[:2]), slice(*box[2:])))
+        for i, (j, box) in enumerate(zip(other, boxes))
+        if box[0] < box[1]
+    ]
+    for (i, _, where), patch in zip(places, [t[j][where].clone() for _, j, where in places]):
+        t[i][where] = patch
     return t
 
-def draw_boxes(n:int, side:int, gen:torch.Generator, chance:float)->Tensor: # (n, 4), see `cutmix`
+
+def draw_boxes(n: int, side: int, gen: torch.Generator, chance: float) -> Tensor:  # (n, 4), see `cutmix`
     "Squares of a quarter to half the side at random places; with 1 - chance, empty ones."
     u = torch.rand(n, 4, generator=gen)
-    size = (side*(.25 + .25*u[:, 0])*(u[:, 1] < chance)).long()
-    top, left = ((side - size)*u[:, 2]).long(), ((side - size)*u[:, 3]).long()
+    size = (side * (0.25 + 0.25 * u[:, 0]) * (u[:, 1] < chance)).long()
+    top, left = ((side - size) * u[:, 2]).long(), ((side - size) * u[:, 3]).long()
     return torch.stack([top, top + size, left, left + size], 1)
 
 # %% ../../nbs/data/05_augment.ipynb #59190386
 def augment(
-    images:Tensor, labels:Tensor, # (N, S, S, 3) uint8 pixels; (N, S, S) uint8 labels: a whole set, memory-mapped or on the device
-    rows,                # B row numbers
-    gen:torch.Generator, # on the CPU
-    device='cpu',        # where the batch goes
-    stain:float=.4, light:float=.05, # see `draw_colour`
-    mix:float=0.,        # chance of `cutmix` for a tile
-    turn:bool=True,      # draw one of eight orientations
-    dye:float=.15,       # see `draw_colour`
-    mine=slice(None),    # which of the B tiles this process fetches; all are drawn, so that processes agree
-    pool:list=None,      # memory to use again, see `reuse`; CPU only
-)->tuple:                # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
+    images: Tensor,
+    labels: Tensor,  # (N, S, S, 3) uint8 pixels; (N, S, S) uint8 labels: a whole set, memory-mapped or on the device
+    rows,  # B row numbers
+    gen: torch.Generator,  # on the CPU
+    device='cpu',  # where the batch goes
+    stain: float = 0.4,
+    light: float = 0.05,  # see `draw_colour`
+    mix: float = 0.0,  # chance of `cutmix` for a tile
+    turn: bool = True,  # draw one of eight orientations
+    dye: float = 0.15,  # see `draw_colour`
+    mine=slice(None),  # which of the B tiles this process fetches; all are drawn, so that processes agree
+    pool: list = None,  # memory to use again, see `reuse`; CPU only
+) -> tuple:  # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
     "Fetch a batch: turned, flipped, restained and relit."
     n, side = len(rows), images.shape[1]
-    which, colour, box = torch.randint(8, (n,), generator=gen)*turn, draw_colour(n, gen, stain, light, dye), draw_boxes(n, side, gen, mix) if mix else None
+    which, colour, box = (
+        torch.randint(8, (n,), generator=gen) * turn,
+        draw_colour(n, gen, stain, light, dye),
+        draw_boxes(n, side, gen, mix) if mix else None,
+    )
     x, y = (take(t, rows[mine], which[mine].tolist()).to(device) for t in (images, labels))
-    out = reuse(pool, tuple(x.shape)) if pool is not None and x.device.type == 'cpu' else torch.empty(x.shape, device=device)
+    out = (
+        reuse(pool, tuple(x.shape))
+        if pool is not None and x.device.type == 'cpu'
+        else torch.empty(x.shape, device=device)
+    )
     parts = (x, *(t[mine].to(device, non_blocking=True) for t in colour), out)
-    for part in zip(*(t.split(4 if x.device.type == 'cpu' else len(x)) for t in parts)): recolour(*part)
+    for part in zip(*(t.split(4 if x.device.type == 'cpu' else len(x)) for t in parts)):
+        recolour(*part)
     return cutmix(out, y, box[mine].to(device)) if mix else (out, y)

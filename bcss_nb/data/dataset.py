@@ -10,7 +10,12 @@ __all__ = ['MAX_OFF', 'Cut', 'cut_tile', 'check_tile', 'check_codes', 'Rules', '
            'to_batch', 'batches', 'fits', 'resident', 'Stream', 'publish']
 
 # %% ../../nbs/01_dataset.ipynb #0c30dc9b
-import hashlib, io, json, os, shutil, zlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +28,34 @@ from tqdm import tqdm
 
 from .augment import augment
 from ..core.labels import tissue_share
-from .quality import CONTRADICTION, alike, disagreement, findings_table, fingerprint, is_blank, is_blurred, near_pairs, outliers, summarise
+from bcss_nb.data.quality import (
+    CONTRADICTION,
+    alike,
+    disagreement,
+    findings_table,
+    fingerprint,
+    is_blank,
+    is_blurred,
+    near_pairs,
+    outliers,
+    summarise,
+)
 from ..core.ranges import PREPARE_RANGES, check_ranges
 from ..core.folders import PREPARED_SET, check_replaceable, recover_killed, replacing
 from ..core.files import atomic, from_root, locked
 from ..core.labels import IGNORE, MPP, TILE, Schema, get_schema, pick
 from ..core.threads import map_ahead
-from .sources import SOURCES, BadTile, RawCodes, Source, find_codes, find_root, index_source, parse_name, read_pair
+from bcss_nb.data.sources import (
+    SOURCES,
+    BadTile,
+    RawCodes,
+    Source,
+    find_codes,
+    find_root,
+    index_source,
+    parse_name,
+    read_pair,
+)
 from .simulator import make_sample
 from .splits import SPLITS, check_split, names_of, people_of, shared_patients, shipped_parts, split_patients
 
@@ -37,314 +63,442 @@ from .splits import SPLITS, check_split, names_of, people_of, shared_patients, s
 @dataclass(frozen=True)
 class Cut:
     "How pictures become tiles; ValueError on a rule that makes no sense."
-    size: int = TILE         # side of a tile, pixels
-    stride: int = 0          # pixels from tile to tile; 0: size, less overlaps
-    edge: str = 'drop'       # 'drop', 'shift' or 'pad'
-    crop: bool = False       # only the central tile
-    min_tissue: float = .01  # least share of tissue, 0 to 1
+
+    size: int = TILE  # side of a tile, pixels
+    stride: int = 0  # pixels from tile to tile; 0: size, less overlaps
+    edge: str = 'drop'  # 'drop', 'shift' or 'pad'
+    crop: bool = False  # only the central tile
+    min_tissue: float = 0.01  # least share of tissue, 0 to 1
 
     def __post_init__(self):
-        if self.size < 32: raise ValueError(f'size must be at least 32 pixels, got {self.size}')
-        if not 0 <= self.stride <= self.size: raise ValueError(f'stride must lie between 1 and size ({self.size}) or be 0, got {self.stride}: a larger one would skip tissue')
-        if self.edge not in ('drop', 'shift', 'pad'): raise ValueError(f'unknown edge rule {self.edge!r}: choose one of drop, shift, pad')
-        if not 0 <= self.min_tissue <= 1: raise ValueError(f'min_tissue is a share from 0 to 1, got {self.min_tissue}')
+        if self.size < 32:
+            raise ValueError(f'size must be at least 32 pixels, got {self.size}')
+        if not 0 <= self.stride <= self.size:
+            raise ValueError(
+                f'stride must lie between 1 and size ({self.size}) or be 0, got {self.stride}: a larger one would '
+                'skip tissue'
+            )
+        if self.edge not in ('drop', 'shift', 'pad'):
+            raise ValueError(f'unknown edge rule {self.edge!r}: choose one of drop, shift, pad')
+        if not 0 <= self.min_tissue <= 1:
+            raise ValueError(f'min_tissue is a share from 0 to 1, got {self.min_tissue}')
         check_ranges(asdict(self), PREPARE_RANGES)
 
-    def starts(self, n:int)->list: # first pixels of the tiles along a side of n pixels
+    def starts(self, n: int) -> list:  # first pixels of the tiles along a side of n pixels
         "Where tiles begin."
-        if self.crop: return [(n - self.size)//2] if n >= self.size else []
+        if self.crop:
+            return [(n - self.size) // 2] if n >= self.size else []
         starts = list(range(0, n - self.size + 1, self.stride or self.size))
-        if self.edge == 'drop' or n < self.size and self.edge == 'shift' or starts and starts[-1] + self.size == n: return starts
-        return starts + [n - self.size if self.edge == 'shift' else starts[-1] + (self.stride or self.size) if starts else 0]
+        if self.edge == 'drop' or n < self.size and self.edge == 'shift' or starts and starts[-1] + self.size == n:
+            return starts
+        return starts + [
+            n - self.size if self.edge == 'shift' else starts[-1] + (self.stride or self.size) if starts else 0
+        ]
 
 # %% ../../nbs/01_dataset.ipynb #84791f3a
-def cut_tile(x:np.ndarray, y:np.ndarray, r:int, c:int, size:int)->tuple: # contiguous (size, size, 3) and (size, size)
+def cut_tile(
+    x: np.ndarray, y: np.ndarray, r: int, c: int, size: int
+) -> tuple:  # contiguous (size, size, 3) and (size, size)
     "One tile; what lies beyond the picture is white and ignored."
-    x, y = x[r:r+size, c:c+size], y[r:r+size, c:c+size]
-    if y.shape == (size, size): return np.ascontiguousarray(x), np.ascontiguousarray(y)
+    x, y = x[r : r + size, c : c + size], y[r : r + size, c : c + size]
+    if y.shape == (size, size):
+        return np.ascontiguousarray(x), np.ascontiguousarray(y)
     margin = [(0, size - y.shape[0]), (0, size - y.shape[1])]
     return np.pad(x, [*margin, (0, 0)], constant_values=255), np.pad(y, margin, constant_values=IGNORE)
 
 # %% ../../nbs/01_dataset.ipynb #a9985ee6
 def check_tile(
-    x:np.ndarray,       # (S, S, 3) uint8 image
-    y:np.ndarray,       # (S, S) uint8 label
-    cut:Cut=Cut(),
-    deep:bool=False,    # look for blur too
-)->str:                 # '' when the tile can be used, else the reason
+    x: np.ndarray,  # (S, S, 3) uint8 image
+    y: np.ndarray,  # (S, S) uint8 label
+    cut: Cut = Cut(),
+    deep: bool = False,  # look for blur too
+) -> str:  # '' when the tile can be used, else the reason
     "What is wrong with a tile, if anything."
-    if is_blank(x): return 'blank image: less than 8 grey levels'
-    if (tissue := tissue_share(x)) < cut.min_tissue: return f'no tissue: {tissue:.1%} of the tile is darker than glass (min_tissue {cut.min_tissue:.1%})'
-    if y[0, 0] == IGNORE and (y == IGNORE).all(): return 'every pixel is ignored'
-    if deep and is_blurred(x): return 'blurred: no fine detail'
+    if is_blank(x):
+        return 'blank image: less than 8 grey levels'
+    if (tissue := tissue_share(x)) < cut.min_tissue:
+        return f'no tissue: {tissue:.1%} of the tile is darker than glass (min_tissue {cut.min_tissue:.1%})'
+    if y[0, 0] == IGNORE and (y == IGNORE).all():
+        return 'every pixel is ignored'
+    if deep and is_blurred(x):
+        return 'blurred: no fine detail'
     return ''
 
 # %% ../../nbs/01_dataset.ipynb #7f5d622b
-def check_codes(y:np.ndarray, place:dict, codes)->str: # '' or the reason
+def check_codes(y: np.ndarray, place: dict, codes) -> str:  # '' or the reason
     "Does a merged mask contradict the raw codes of its place?"
     raw = codes.window(place, len(y))
     known = (raw >= 0) & (y != IGNORE)
-    if not known.any(): return ''
+    if not known.any():
+        return ''
     share, lost = disagreement(y[known], raw[known])
-    return f'mask contradicts the raw codes on {share:.0%} of the pixels: {lost} missing' if share > CONTRADICTION else ''
+    return (
+        f'mask contradicts the raw codes on {share:.0%} of the pixels: {lost} missing' if share > CONTRADICTION else ''
+    )
 
 # %% ../../nbs/01_dataset.ipynb #8e63dc5e
 @dataclass(frozen=True)
 class Rules:
     "How pairs are read, cut and checked."
+
     schema: Schema
     cut: Cut = Cut()
-    strict: bool = False    # raise BadTile instead of returning a reason
-    deep: bool = False      # look for blur, make fingerprints, compare with raw codes
+    strict: bool = False  # raise BadTile instead of returning a reason
+    deep: bool = False  # look for blur, make fingerprints, compare with raw codes
     codes: RawCodes = None  # from `find_codes`
 
+
 def checksum(
-    a:np.ndarray, # contiguous
-)->bytes:         # 8 bytes
+    a: np.ndarray,  # contiguous
+) -> bytes:  # 8 bytes
     "CRC-32 of each half of an array: finds copies and damage several times faster than a signature."
     flat = a.reshape(-1)
-    return b''.join(zlib.crc32(half).to_bytes(4, 'big') for half in (flat[:len(flat)//2], flat[len(flat)//2:]))
+    return b''.join(zlib.crc32(half).to_bytes(4, 'big') for half in (flat[: len(flat) // 2], flat[len(flat) // 2 :]))
+
 
 def describe(
-    x:np.ndarray, y:np.ndarray, # image and label of a tile
-    place:dict,                 # slide, roi_x, roi_y, row, col
-    rules:Rules,
-)->dict:                        # reason, checksums of pixels and labels, area_<class> in pixels, fingerprint when deep
+    x: np.ndarray,
+    y: np.ndarray,  # image and label of a tile
+    place: dict,  # slide, roi_x, roi_y, row, col
+    rules: Rules,
+) -> dict:  # reason, checksums of pixels and labels, area_<class> in pixels, fingerprint when deep
     "Check one tile."
-    reason = check_tile(x, y, rules.cut, rules.deep) or (check_codes(y, place, rules.codes) if rules.deep and rules.codes else '')
+    reason = check_tile(x, y, rules.cut, rules.deep) or (
+        check_codes(y, place, rules.codes) if rules.deep and rules.codes else ''
+    )
     areas = {f'area_{c}': np.count_nonzero(y == i) for i, c in enumerate(rules.schema.classes)}
-    return dict(reason=reason, pixels=checksum(x), labels=checksum(y), **areas, **(dict(print=fingerprint(x).tobytes()) if rules.deep else {}))
+    return dict(
+        reason=reason,
+        pixels=checksum(x),
+        labels=checksum(y),
+        **areas,
+        **(dict(print=fingerprint(x).tobytes()) if rules.deep else {}),
+    )
 
 # %% ../../nbs/01_dataset.ipynb #01-data61
-MAX_OFF = .02  # relative difference of a pixel size from 0.25 µm that is left as it is
+MAX_OFF = 0.02  # relative difference of a pixel size from 0.25 µm that is left as it is
 
 
 def resample_pair(
-    image:np.ndarray, # (H, W, 3) uint8
-    label:np.ndarray, # (H, W) uint8 class index or IGNORE
-    mpp:float,        # micrometers per pixel of both
-)->tuple[np.ndarray, np.ndarray]: # the same at 0.25 µm
+    image: np.ndarray,  # (H, W, 3) uint8
+    label: np.ndarray,  # (H, W) uint8 class index or IGNORE
+    mpp: float,  # micrometers per pixel of both
+) -> tuple[np.ndarray, np.ndarray]:  # the same at 0.25 µm
     "Bring an image and its label to the resolution of the set."
     height, width = label.shape
-    scale = MPP/mpp  # old pixels per new pixel
-    size = max(1, round(width/scale)), max(1, round(height/scale))
-    box = (0, 0, min(size[0]*scale, width), min(size[1]*scale, height))
+    scale = MPP / mpp  # old pixels per new pixel
+    size = max(1, round(width / scale)), max(1, round(height / scale))
+    box = (0, 0, min(size[0] * scale, width), min(size[1] * scale, height))
     image = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box)
     label = Image.fromarray(label).resize(size, Image.Resampling.NEAREST, box=box)
     return np.asarray(image), np.asarray(label)
 
 # %% ../../nbs/01_dataset.ipynb #cc10eefe
-def edge_left(h:int, w:int, cut:Cut, last:tuple)->str: # '' or what no tile covers
+def edge_left(h: int, w: int, cut: Cut, last: tuple) -> str:  # '' or what no tile covers
     "What the grid leaves at the right and bottom of a picture."
     rows, cols = (max(0, n - at - cut.size) for n, at in zip((h, w), last))
-    return f'{rows} rows and {cols} columns at the edge fill no tile (edge=shift or pad keeps them)'*bool(rows or cols)
+    return f'{rows} rows and {cols} columns at the edge fill no tile (edge=shift or pad keeps them)' * bool(
+        rows or cols
+    )
+
 
 def cut_pair(
-    p,           # a row of the index
-    rules:Rules,
-)->tuple:        # [(place, image, label)]; [(reason, 'resampled' or 'left out')]
+    p,  # a row of the index
+    rules: Rules,
+) -> tuple:  # [(place, image, label)]; [(reason, 'resampled' or 'left out')]
     "Read and cut one pair; BadTile says why it cannot be used."
     meta, size = parse_name(p.name), rules.cut.size
     x, y, mpp = read_pair(p.image, p.mask, rules.schema)
     h, w = y.shape
-    side, off = meta.pop('size', None), mpp is not None and abs(mpp/MPP - 1) > MAX_OFF
-    if side and (h, w) != (side, side): raise BadTile(f'tile is {w}x{h} pixels, expected {side}x{side}')
-    if side and off: raise BadTile(f'tile states {mpp:g} µm per pixel, expected {MPP}: only whole regions (source roi) are resampled')
+    side, off = meta.pop('size', None), mpp is not None and abs(mpp / MPP - 1) > MAX_OFF
+    if side and (h, w) != (side, side):
+        raise BadTile(f'tile is {w}x{h} pixels, expected {side}x{side}')
+    if side and off:
+        raise BadTile(
+            f'tile states {mpp:g} µm per pixel, expected {MPP}: only whole regions (source roi) are resampled'
+        )
     notes = [(f'states {mpp:g} µm per pixel: resampled to {MPP}', 'resampled')] if off else []
-    if off: x, y = resample_pair(x, y, mpp)
+    if off:
+        x, y = resample_pair(x, y, mpp)
     h, w = y.shape
     grid = [(r, c) for r in rules.cut.starts(h) for c in rules.cut.starts(w)]
-    if not grid: raise BadTile(f'picture of {w}x{h} pixels is smaller than one {size}x{size} tile (edge=pad would keep it)')
-    at = lambda r, c: dict(meta, row=meta.get('row', 0) + r, col=meta.get('col', 0) + c, shipped_split=p.shipped_split)
+    if not grid:
+        raise BadTile(f'picture of {w}x{h} pixels is smaller than one {size}x{size} tile (edge=pad would keep it)')
+
+    def at(r, c):
+        return dict(meta, row=meta.get('row', 0) + r, col=meta.get('col', 0) + c, shipped_split=p.shipped_split)
+
     left = '' if rules.cut.crop else edge_left(h, w, rules.cut, grid[-1])
-    return [(at(r, c), *cut_tile(x, y, r, c, size)) for r, c in grid], notes + [(left, 'left out')]*bool(left)
+    return [(at(r, c), *cut_tile(x, y, r, c, size)) for r, c in grid], notes + [(left, 'left out')] * bool(left)
 
 # %% ../../nbs/01_dataset.ipynb #a6216179
 def read_tiles(
-    p,           # a row of the index
-    rules:Rules,
-)->tuple:        # [(record, image, label)], good and bad; [(reason, 'resampled' or 'left out')]
+    p,  # a row of the index
+    rules: Rules,
+) -> tuple:  # [(record, image, label)], good and bad; [(reason, 'resampled' or 'left out')]
     "Every tile of a pair, checked."
-    try: tiles, notes = cut_pair(p, rules)
+    try:
+        tiles, notes = cut_pair(p, rules)
     except ValueError as e:
-        if rules.strict: raise BadTile(f'{p.image}: {e}') from None
+        if rules.strict:
+            raise BadTile(f'{p.image}: {e}') from None
         return [(dict(tile=p.name, reason=str(e)), None, None)], []
     out = []
     for place, x, y in tiles:
-        name = f'{place["slide"]}_xmin{place["roi_x"]}_ymin{place["roi_y"]}_MPP-0_{place["row"]}_{place["col"]}_size{rules.cut.size}'
+        roi = f'{place["slide"]}_xmin{place["roi_x"]}_ymin{place["roi_y"]}_MPP-0'
+        name = f'{roi}_{place["row"]}_{place["col"]}_size{rules.cut.size}'
         record = dict(place, tile=name, **describe(x, y, place, rules))
-        if record['reason'] and rules.strict: raise BadTile(f'{p.image}, tile {name}: {record["reason"]}')
+        if record['reason'] and rules.strict:
+            raise BadTile(f'{p.image}, tile {name}: {record["reason"]}')
         out.append((record, x, y))
     return out, notes
 
 # %% ../../nbs/01_dataset.ipynb #1d8358db
 class NpyWriter:
     "Append uint8 arrays of one shape to a `.npy` file; memory does not grow with their number."
-    def __init__(self, path:Path, shape:tuple): self.file, self.shape, self.n, self.waiting = open(path, 'wb', buffering=0), shape, 0, []; self.file.seek(128)
-    def append(self, array:np.ndarray):
-        "Add one array; every 32nd call writes them out together, since each write stops the reading threads for a moment."
-        self.waiting.append(array); self.n += 1
-        if len(self.waiting) == 32: self.flush()
+
+    def __init__(self, path: Path, shape: tuple):
+        self.file, self.shape, self.n, self.waiting = open(path, 'wb', buffering=0), shape, 0, []
+        self.file.seek(128)
+
+    def append(self, array: np.ndarray):
+        """Add one array; every 32nd call writes them out together, since each write stops the reading threads for a
+        moment."""
+        self.waiting.append(array)
+        self.n += 1
+        if len(self.waiting) == 32:
+            self.flush()
+
     def flush(self):
         "Write what waits."
         size = sum(a.nbytes for a in self.waiting)
-        if size and os.writev(self.file.fileno(), self.waiting) != size: raise OSError(f'{self.file.name} could not be written whole: is the disk full?')
+        if size and os.writev(self.file.fileno(), self.waiting) != size:
+            raise OSError(f'{self.file.name} could not be written whole: is the disk full?')
         self.waiting = []
+
     def close(self):
         "Write the header and close."
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(head, dict(descr='|u1', fortran_order=False, shape=(self.n, *self.shape)))
         assert head.tell() == 128
-        self.flush(); self.file.seek(0); self.file.write(head.getvalue()); self.file.close()
+        self.flush()
+        self.file.seek(0)
+        self.file.write(head.getvalue())
+        self.file.close()
 
 # %% ../../nbs/01_dataset.ipynb #b022cd4b
 def pack(
-    pairs:pd.DataFrame, # the index
-    folder:Path,        # receives images.npy and labels.npy
-    rules:Rules,
-    workers:int=0,      # threads; 0: one a core
-)->tuple:               # DataFrame of the tiles found, `reason` empty where kept; [(picture, reason, 'resampled' or 'left out')]
+    pairs: pd.DataFrame,  # the index
+    folder: Path,  # receives images.npy and labels.npy
+    rules: Rules,
+    workers: int = 0,  # threads; 0: one a core
+) -> tuple:  # DataFrame of the tiles found, `reason` empty where kept; [(picture, reason, 'resampled' or 'left out')]
     "Read every pair on all cores and append the good tiles."
     side = rules.cut.size
-    images, labels = NpyWriter(folder/'images.npy', (side, side, 3)), NpyWriter(folder/'labels.npy', (side, side))
+    images, labels = NpyWriter(folder / 'images.npy', (side, side, 3)), NpyWriter(folder / 'labels.npy', (side, side))
     found, notes, seen = [], [], {}
     each = 16 if pairs.name.str.contains('_size').all() else 1
-    read = lambda i: [(p.name, *read_tiles(p, rules)) for p in pairs.iloc[i:i+each].itertuples(index=False)]
+
+    def read(i):
+        return [(p.name, *read_tiles(p, rules)) for p in pairs.iloc[i : i + each].itertuples(index=False)]
+
     workers = workers or os.cpu_count()
-    todo = map_ahead(read, [(i,) for i in range(0, len(pairs), each)], workers, 4*workers - 1)
+    todo = map_ahead(read, [(i,) for i in range(0, len(pairs), each)], workers, 4 * workers - 1)
     for name, tiles, some in tqdm((t for ts in todo for t in ts), 'packing', len(pairs), mininterval=2):
         notes += [(name, *note) for note in some]
         for record, x, y in tiles:
             found.append(record)
-            if not record['reason']: record['reason'] = _again(record, seen, rules.strict)
-            if not record['reason']: images.append(x); labels.append(y)
-    images.close(); labels.close()
+            if not record['reason']:
+                record['reason'] = _again(record, seen, rules.strict)
+            if not record['reason']:
+                images.append(x)
+                labels.append(y)
+    images.close()
+    labels.close()
     return pd.DataFrame(found), notes
+
 
 def _again(record, seen, strict):
     "Has this name or these pixels been packed already?"
-    reason = f'same pixels as {seen[record["pixels"]]}' if record['pixels'] in seen else 'a second tile of this name' if record['tile'] in seen else ''
-    if reason and strict: raise BadTile(f'{record["tile"]}: {reason}')
-    if not reason: seen[record['pixels']] = seen[record['tile']] = record['tile']
+    reason = (
+        f'same pixels as {seen[record["pixels"]]}'
+        if record['pixels'] in seen
+        else 'a second tile of this name'
+        if record['tile'] in seen
+        else ''
+    )
+    if reason and strict:
+        raise BadTile(f'{record["tile"]}: {reason}')
+    if not reason:
+        seen[record['pixels']] = seen[record['tile']] = record['tile']
     return reason
 
 # %% ../../nbs/01_dataset.ipynb #db5b4e53
 def near_duplicates(
-    tiles:pd.DataFrame, # rows of the arrays: tile, split, print
-    images:np.ndarray,  # (N, S, S, 3) uint8
-)->tuple:               # rows to set aside; [(name, reason, done)]
+    tiles: pd.DataFrame,  # rows of the arrays: tile, split, print
+    images: np.ndarray,  # (N, S, S, 3) uint8
+) -> tuple:  # rows to set aside; [(name, reason, done)]
     "Tiles that look like a tile already in another part, or the same."
     rank, aside, rows = {'train': 0, 'val': 1, 'test': 2}, set(), []
     for a, b in near_pairs(np.frombuffer(b''.join(tiles['print']), np.uint64)):
-        if a in aside or b in aside or not alike(images[a], images[b]): continue
+        if a in aside or b in aside or not alike(images[a], images[b]):
+            continue
         a, b = sorted((a, b), key=lambda i: rank[tiles.split.iloc[i]])
         one, other = tiles.iloc[a], tiles.iloc[b]
-        if one.split != other.split: aside.add(a)
+        if one.split != other.split:
+            aside.add(a)
         rows.append((one.tile, f'looks like {other.tile} ({other.split})', 'set aside' if a in aside else 'kept'))
     return sorted(aside), rows
 
-def drop_rows(folder:Path, rows:list):
+
+def drop_rows(folder: Path, rows: list):
     "Rewrite the packed arrays without some rows."
     for name in ('images', 'labels') if rows else ():
-        old = np.load(folder/f'{name}.npy', mmap_mode='r')
-        w = NpyWriter(folder/f'{name}.new', old.shape[1:])
-        for i in np.setdiff1d(np.arange(len(old)), rows): w.append(old[i])
-        w.close(); os.replace(folder/f'{name}.new', folder/f'{name}.npy')
+        old = np.load(folder / f'{name}.npy', mmap_mode='r')
+        w = NpyWriter(folder / f'{name}.new', old.shape[1:])
+        for i in np.setdiff1d(np.arange(len(old)), rows):
+            w.append(old[i])
+        w.close()
+        os.replace(folder / f'{name}.new', folder / f'{name}.npy')
 
 # %% ../../nbs/01_dataset.ipynb #aed6e027
-def check_out(out:Path, raw:Path):
+def check_out(out: Path, raw: Path):
     "Raise ValueError rather than replace what is no prepared set, or the raw data itself."
     if out == raw or out in raw.parents or raw in out.parents:
-        raise ValueError(f'out ({out}) and raw ({raw}) lie in each other: preparing would replace the raw data; choose another out')
+        raise ValueError(
+            f'out ({out}) and raw ({raw}) lie in each other: preparing would replace the raw data; choose another out'
+        )
     recover_killed(out, PREPARED_SET)
     check_replaceable(out, PREPARED_SET, (raw,))
 
-def refuse(root:Path, lone:pd.DataFrame):
+
+def refuse(root: Path, lone: pd.DataFrame):
     "Raise BadTile for the first file without a partner; what a release ships unlabelled is no fault."
-    for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False): raise BadTile(f'{root}: {tile}: {reason}')
+    for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False):
+        raise BadTile(f'{root}: {tile}: {reason}')
 
 # %% ../../nbs/01_dataset.ipynb #cdd7517d
-def raw_of(source:str)->str: # ValueError for 'auto', which has no place of its own
+def raw_of(source: str) -> str:  # ValueError for 'auto', which has no place of its own
     "Where a source lies when no folder is given."
-    if source == 'auto': raise ValueError('source auto looks at what raw holds: give raw (RAW=<folder or zip>)')
+    if source == 'auto':
+        raise ValueError('source auto looks at what raw holds: give raw (RAW=<folder or zip>)')
     return pick(SOURCES, source, 'source').raw
 
-def schema_for(src:Source, schema:str='')->Schema: # ValueError when they do not fit
+
+def schema_for(src: Source, schema: str = '') -> Schema:  # ValueError when they do not fit
     "The schema asked for, or the source's own; refuses one that cannot read its masks."
     sch = get_schema(schema or src.schema)
-    if sch.encoding != src.encoding: raise ValueError(f'schema {sch.name} reads {sch.encoding} masks, source {src.name} ships {src.encoding} ones: use schema {src.schema}'
-        + (' or bcss5' if src.encoding == 'raw' else ', or source kaggle512 or roi for the raw codes'))
+    if sch.encoding != src.encoding:
+        raise ValueError(
+            f'schema {sch.name} reads {sch.encoding} masks, source {src.name} ships {src.encoding} ones: use schema '
+            f'{src.schema}'
+            + (' or bcss5' if src.encoding == 'raw' else ', or source kaggle512 or roi for the raw codes')
+        )
     return sch
 
 # %% ../../nbs/01_dataset.ipynb #41180642
 def prepare(
-    source:str='sample', # 'sample', 'kaggle224', 'kaggle512', 'roi' or 'auto'
-    raw:str='',          # folder or zip of the source; empty: data/raw/<source>
-    out:str='data/processed', # folder to write, replaced when whole
-    schema:str='',       # empty: the source's own
-    cut:Cut=Cut(),       # how larger pictures become tiles
-    strict:bool=False,   # stop at the first bad file
-    deep:bool=True,      # blur, near duplicates, raw codes
-    workers:int=0,       # threads; 0: one a core
-    **split,             # `split` (a name), test_sites, test_patients, val_patients (comma-separated), folds, fold, val, seed: see `split_patients`
-)->Path:                 # the folder; ValueError or FileNotFoundError leave an existing set as it was
+    source: str = 'sample',  # 'sample', 'kaggle224', 'kaggle512', 'roi' or 'auto'
+    raw: str = '',  # folder or zip of the source; empty: data/raw/<source>
+    out: str = 'data/processed',  # folder to write, replaced when whole
+    schema: str = '',  # empty: the source's own
+    cut: Cut = Cut(),  # how larger pictures become tiles
+    strict: bool = False,  # stop at the first bad file
+    deep: bool = True,  # blur, near duplicates, raw codes
+    workers: int = 0,  # threads; 0: one a core
+    **split,  # `split` (a name), test_sites, test_patients, val_patients, folds, fold, val, seed: see `split_patients`
+) -> Path:  # the folder; ValueError or FileNotFoundError leave an existing set as it was
     "Find, read, cut, check, pack and split one source."
-    if source != 'auto': schema_for(pick(SOURCES, source, 'source'), schema)
+    if source != 'auto':
+        schema_for(pick(SOURCES, source, 'source'), schema)
     check_ranges(dict(workers=workers), PREPARE_RANGES)
     raw, out, split = raw or raw_of(source), from_root(out), split_request(**split)
     check_out(out.resolve(), from_root(raw).resolve())
     root, src, layout = find_root(make_sample(raw) if source == 'sample' else raw, source)
     sch = schema_for(src, schema)
     pairs, lone = index_source(root, layout)
-    if strict: refuse(root, lone)
+    if strict:
+        refuse(root, lone)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out), replacing(out, PREPARED_SET, (from_root(raw),)) as tmp:
         codes = find_codes(root, src) if deep else None
         found, left = pack(pairs, tmp, Rules(sch, cut, strict, deep, codes), workers)
-        write_tables(tmp, found, lone, left, split, dict(source=src.name, schema=sch.name, classes=sch.classes, tile=cut.size, cut=asdict(cut), deep=deep))
+        write_tables(
+            tmp,
+            found,
+            lone,
+            left,
+            split,
+            dict(source=src.name, schema=sch.name, classes=sch.classes, tile=cut.size, cut=asdict(cut), deep=deep),
+        )
     return out
 
 # %% ../../nbs/01_dataset.ipynb #7d4a3999
-def split_request(split:str='', test_sites:str='', test_patients:str='', val_patients:str='', folds:int=5, fold:int=0, val:float=.2, seed:int=42)->dict:
+def split_request(
+    split: str = '',
+    test_sites: str = '',
+    test_patients: str = '',
+    val_patients: str = '',
+    folds: int = 5,
+    fold: int = 0,
+    val: float = 0.2,
+    seed: int = 42,
+) -> dict:
     "The split asked for, lists parsed; ValueError when a number is out of range."
     check_ranges(dict(folds=folds, fold=fold, val=val, seed=seed), PREPARE_RANGES)
-    if split == 'patient-kfold' and fold >= folds: raise ValueError(f'fold must lie between 0 and {folds - 1}, got {fold}')
-    if split: pick(SPLITS, split, 'split')
-    lists = dict(test_sites=names_of(test_sites), test_patients=names_of(test_patients), val_patients=names_of(val_patients))
+    if split == 'patient-kfold' and fold >= folds:
+        raise ValueError(f'fold must lie between 0 and {folds - 1}, got {fold}')
+    if split:
+        pick(SPLITS, split, 'split')
+    lists = dict(
+        test_sites=names_of(test_sites), test_patients=names_of(test_patients), val_patients=names_of(val_patients)
+    )
     return dict(name=split, **lists, folds=folds, fold=fold, val=val, seed=seed)
 
+
 def assign_parts(
-    tiles:pd.DataFrame, # kept tiles
-    ask:dict,           # from `split_request`
-)->tuple:               # tiles with column split; ask with name, leaky and the number of shared patients
+    tiles: pd.DataFrame,  # kept tiles
+    ask: dict,  # from `split_request`
+) -> tuple:  # tiles with column split; ask with name, leaky and the number of shared patients
     "Give every tile its part."
     name = ask['name'] or ('custom' if ask['test_sites'] or ask['test_patients'] or ask['val_patients'] else 'site')
     parts = shipped_parts(tiles) if name == 'shipped' else tiles.patient.map(split_patients(tiles, **ask))
     tiles = tiles.assign(split=parts)
     shared = shared_patients(tiles)
-    if name != 'shipped': check_split(tiles)
+    if name != 'shipped':
+        check_split(tiles)
     return tiles, dict(ask, name=name, leaky=bool(shared), shared_patients=len(shared))
 
 # %% ../../nbs/01_dataset.ipynb #454f3bde
 _COLUMNS = ['tile', 'patient', 'site', 'slide', 'roi_x', 'roi_y', 'row', 'col', 'shipped_split', 'split', 'checks']
 
-def combined(digests)->str: # hexadecimal
+
+def combined(digests) -> str:  # hexadecimal
     "One hash of many."
     return hashlib.sha256(b''.join(digests)).hexdigest()
 
-def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, left:list, split:dict, about:dict):
+
+def write_tables(folder: Path, found: pd.DataFrame, lone: pd.DataFrame, left: list, split: dict, about: dict):
     "Split the kept tiles; write tiles.parquet, findings.csv, quarantine.csv, manifest.json and data_card.md."
-    bad = [(n, r, 'set aside') for n, r in lone.itertuples(index=False)] + [(t.tile, t.reason, 'set aside') for t in found.itertuples() if t.reason]
+    bad = [(n, r, 'set aside') for n, r in lone.itertuples(index=False)] + [
+        (t.tile, t.reason, 'set aside') for t in found.itertuples() if t.reason
+    ]
     if len(bad) == len(lone) + len(found):
         faults = [b[1] for b in bad if not b[1].startswith('unlabelled')] or [b[1] for b in bad] or ['no file at all']
         common = pd.Series(faults).mode()[0]
-        raise ValueError(f'no usable tile in {about["source"]}: {len(bad)} found, all set aside. Most common reason: {common}')
+        raise ValueError(
+            f'no usable tile in {about["source"]}: {len(bad)} found, all set aside. Most common reason: {common}'
+        )
     tiles, split = assign_parts(found[found.reason == ''].reset_index(drop=True), split)
     before = tiles.split.unique()
-    aside, near = near_duplicates(tiles, np.load(folder/'images.npy', mmap_mode='r')) if about['deep'] else ([], [])
+    aside, near = near_duplicates(tiles, np.load(folder / 'images.npy', mmap_mode='r')) if about['deep'] else ([], [])
     drop_rows(folder, aside)
     tiles = tiles.drop(index=aside).assign(checks='ok').reset_index(drop=True)
-    if empty := set(before) - set(tiles.split): raise ValueError(f'part {", ".join(sorted(empty))} lost every tile to near duplicates in another part ({near[0][0]} {near[0][1]})')
+    if empty := set(before) - set(tiles.split):
+        raise ValueError(
+            f'part {", ".join(sorted(empty))} lost every tile to near duplicates in another part ({near[0][0]} '
+            f'{near[0][1]})'
+        )
     flagged = {n: r for n, r, done in near if done == 'kept'}
     tiles['checks'] = tiles.tile.map(flagged).fillna('ok')
     odd = [(p, r, 'kept') for p, r in outliers(class_shares(tiles))] if about['deep'] else []
@@ -352,89 +506,141 @@ def write_tables(folder:Path, found:pd.DataFrame, lone:pd.DataFrame, left:list, 
     write_set(folder, tiles, findings, dict(about, split=split), len(found) + len(lone))
 
 # %% ../../nbs/01_dataset.ipynb #b79b8366
-def class_shares(tiles:pd.DataFrame)->pd.DataFrame: # one row a patient, one column a class, 0 to 1
+def class_shares(tiles: pd.DataFrame) -> pd.DataFrame:  # one row a patient, one column a class, 0 to 1
     "Class shares of the labelled area of each patient."
     areas = people_of(tiles).set_index('patient').filter(like='area_').rename(columns=lambda c: c[5:])
     return areas.div(areas.sum(axis=1).clip(lower=1), axis=0)
 
 # %% ../../nbs/01_dataset.ipynb #9bb67c3e
-def write_set(folder:Path, tiles:pd.DataFrame, findings:pd.DataFrame, about:dict, found:int):
+def write_set(folder: Path, tiles: pd.DataFrame, findings: pd.DataFrame, about: dict, found: int):
     "Write the files beside the arrays; AssertionError if a tile got lost."
     aside = findings[findings.done == 'set aside']
-    assert len(tiles) + len(aside) == found, f'{found} found, but {len(tiles)} kept and {len(aside)} set aside: a tile got lost'
-    tiles[_COLUMNS].astype({c: int for c in ('roi_x', 'roi_y', 'row', 'col')}).to_parquet(folder/'tiles.parquet', index=False)
-    findings.to_csv(folder/'findings.csv', index=False)
-    aside[['name', 'reason']].rename(columns={'name': 'tile'}).to_csv(folder/'quarantine.csv', index=False)
+    assert len(tiles) + len(aside) == found, (
+        f'{found} found, but {len(tiles)} kept and {len(aside)} set aside: a tile got lost'
+    )
+    tiles[_COLUMNS].astype({c: int for c in ('roi_x', 'roi_y', 'row', 'col')}).to_parquet(
+        folder / 'tiles.parquet', index=False
+    )
+    findings.to_csv(folder / 'findings.csv', index=False)
+    aside[['name', 'reason']].rename(columns={'name': 'tile'}).to_csv(folder / 'quarantine.csv', index=False)
     parts = {p: dict(tiles=len(t), patients=sorted(t.patient.unique())) for p, t in tiles.groupby('split')}
-    sums = dict(pixels=combined(tiles.pixels), labels=combined(tiles.labels), table=hashlib.sha256((folder/'tiles.parquet').read_bytes()).hexdigest())
-    manifest = dict(about, counts=dict(found=found, kept=len(tiles), quarantined=len(aside)), parts=parts, sha256=sums, id=combined(s.encode() for s in sums.values()),
-        versions={p: version(p) for p in ('numpy', 'pandas', 'pillow')})
-    (folder/'data_card.md').write_text(data_card(manifest, class_shares(tiles), tiles, findings))
-    (folder/'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
+    sums = dict(
+        pixels=combined(tiles.pixels),
+        labels=combined(tiles.labels),
+        table=hashlib.sha256((folder / 'tiles.parquet').read_bytes()).hexdigest(),
+    )
+    manifest = dict(
+        about,
+        counts=dict(found=found, kept=len(tiles), quarantined=len(aside)),
+        parts=parts,
+        sha256=sums,
+        id=combined(s.encode() for s in sums.values()),
+        versions={p: version(p) for p in ('numpy', 'pandas', 'pillow')},
+    )
+    (folder / 'data_card.md').write_text(data_card(manifest, class_shares(tiles), tiles, findings))
+    (folder / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n')
 
 # %% ../../nbs/01_dataset.ipynb #a2d07b80
 _FAULTS = {
-    'kaggle': '- Class 0 is "other" *and* everything nobody labelled (outside the annotated region, excluded): the authors call those pixels "don\'t care".\n'
-              '- Some merged masks lost a class; tiles beside raw codes are checked, others cannot be.\n- The shipped folders `train`, `val`, `test` share patients.',
-    'raw': '- Raw codes 0 (outside the region) and 7 (excluded) are ignored in loss and scores.\n- Boundaries were drawn by hand; neighbouring classes overlap by a few pixels.'}
+    'kaggle': '- Class 0 is "other" *and* everything nobody labelled (outside the annotated region, excluded): the '
+    'authors call those pixels "don\'t care".\n'
+    '- Some merged masks lost a class; tiles beside raw codes are checked, others cannot be.\n- The shipped folders '
+    '`train`, `val`, `test` share patients.',
+    'raw': '- Raw codes 0 (outside the region) and 7 (excluded) are ignored in loss and scores.\n- Boundaries were '
+    'drawn by hand; neighbouring classes overlap by a few pixels.',
+}
 
-_WHOSE = ('Breast Cancer Semantic Segmentation (Amgad et al. 2019, doi:10.1093/bioinformatics/btz083). Labels CC0 1.0; pixels from TCGA, open access. Cite the paper.',
-          'Simulated by this project; no patient data.')
+_WHOSE = (
+    'Breast Cancer Semantic Segmentation (Amgad et al. 2019, doi:10.1093/bioinformatics/btz083). Labels CC0 1.0; '
+    'pixels from TCGA, open access. Cite the paper.',
+    'Simulated by this project; no patient data.',
+)
 
-def _markdown(table:pd.DataFrame)->str:
+
+def _markdown(table: pd.DataFrame) -> str:
     "A DataFrame as a Markdown table."
-    cells = [list(map(str, table.columns)), ['---']*table.shape[1], *table.astype(str).to_numpy().tolist()]
+    cells = [list(map(str, table.columns)), ['---'] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return '\n'.join('| ' + ' | '.join(c.replace('|', '/') for c in row) + ' |' for row in cells)
 
 # %% ../../nbs/01_dataset.ipynb #108e6458
-def data_card(m:dict, shares:pd.DataFrame, tiles:pd.DataFrame, findings:pd.DataFrame)->str: # Markdown
+def data_card(m: dict, shares: pd.DataFrame, tiles: pd.DataFrame, findings: pd.DataFrame) -> str:  # Markdown
     "Describe a prepared set."
     src, s, c = SOURCES[m['source']], m['split'], m['counts']
-    parts = tiles.groupby('split').agg(tiles=('tile', 'size'), patients=('patient', 'nunique'), hospitals=('site', lambda v: ' '.join(sorted(set(v)))))
+    parts = tiles.groupby('split').agg(
+        tiles=('tile', 'size'), patients=('patient', 'nunique'), hospitals=('site', lambda v: ' '.join(sorted(set(v))))
+    )
     parts = parts.reindex([p for p in ('train', 'val', 'test') if p in m['parts']])
     area = shares.mean().mul(100).round(1).astype(str).add(' %').rename('mean share of a patient').rename_axis('class')
-    leak = f' **Leaky: {s["shared_patients"]} patients stand in more than one part; scores on it say nothing about new patients.**'*s['leaky']
+    leak = (
+        f' **Leaky: {s["shared_patients"]} patients stand in more than one part; scores on it say nothing about new '
+        'patients.**' * s['leaky']
+    )
     num_resampled = int((findings.done == 'resampled').sum())
-    resampled = f' {num_resampled:,} of the pictures state another pixel size and were resampled to it.'*bool(num_resampled)
-    full = f' The full release has {src.released:,} labelled pictures.'*bool(src.released)
-    return '\n\n'.join([f'# Data card: {m["source"]}, {m["schema"]}', _WHOSE[src.name == 'sample'],
-        f'{c["found"]:,} pictures or tiles found, {c["kept"]:,} kept, {c["quarantined"]:,} set aside.{full} '
-        f'Tiles are {m["tile"]}x{m["tile"]} pixels at {MPP} µm per pixel.{resampled}',
-        f'## Parts\n\nSplit `{s["name"]}`: {SPLITS[s["name"]]}.{leak}', _markdown(parts.reset_index()), '## Classes', _markdown(area.reset_index()),
-        '## Findings', _markdown(summarise(findings)) if len(findings) else 'None.', '## Known faults\n\n' + _FAULTS[src.encoding], f'Set `{m["id"][:16]}`.']) + '\n'
+    resampled = f' {num_resampled:,} of the pictures state another pixel size and were resampled to it.' * bool(
+        num_resampled
+    )
+    full = f' The full release has {src.released:,} labelled pictures.' * bool(src.released)
+    return (
+        '\n\n'.join(
+            [
+                f'# Data card: {m["source"]}, {m["schema"]}',
+                _WHOSE[src.name == 'sample'],
+                f'{c["found"]:,} pictures or tiles found, {c["kept"]:,} kept, {c["quarantined"]:,} set aside.{full} '
+                f'Tiles are {m["tile"]}x{m["tile"]} pixels at {MPP} µm per pixel.{resampled}',
+                f'## Parts\n\nSplit `{s["name"]}`: {SPLITS[s["name"]]}.{leak}',
+                _markdown(parts.reset_index()),
+                '## Classes',
+                _markdown(area.reset_index()),
+                '## Findings',
+                _markdown(summarise(findings)) if len(findings) else 'None.',
+                '## Known faults\n\n' + _FAULTS[src.encoding],
+                f'Set `{m["id"][:16]}`.',
+            ]
+        )
+        + '\n'
+    )
 
 # %% ../../nbs/01_dataset.ipynb #141d2fd2
 @dataclass
 class TileSet:
     "A prepared set: table, memory-mapped pixels (writing to them changes no file), schema and manifest."
+
     tiles: pd.DataFrame
     images: np.ndarray  # (N, S, S, 3) uint8; S is 224 unless the set was cut otherwise
     labels: np.ndarray  # (N, S, S) uint8 class index or IGNORE
     schema: Schema
     manifest: dict
 
-    def part(self, name:str)->np.ndarray: # (n,) row numbers
+    def part(self, name: str) -> np.ndarray:  # (n,) row numbers
         "Rows of 'train', 'val' or 'test'."
         return np.flatnonzero(self.tiles.split == name)
 
     @property
-    def split(self)->str: # for instance 'site: the official hospitals'
+    def split(self) -> str:  # for instance 'site: the official hospitals'
         "How the test part was chosen."
         s = self.manifest['split']
-        how = {'site': 'the official hospitals', 'patient-kfold': f"fold {s['fold']} of {s['folds']}", 'shipped': "the release's own folders"}
-        return f"{s['name']}: {how.get(s['name'], ', '.join(s['test_sites'] + s['test_patients']))}"
+        how = {
+            'site': 'the official hospitals',
+            'patient-kfold': f'fold {s["fold"]} of {s["folds"]}',
+            'shipped': "the release's own folders",
+        }
+        return f'{s["name"]}: {how.get(s["name"], ", ".join(s["test_sites"] + s["test_patients"]))}'
 
     @property
-    def leak(self)->str: # '' when no patient stands in two parts
+    def leak(self) -> str:  # '' when no patient stands in two parts
         "A warning to print beside every score of a leaky split."
         s = self.manifest['split']
-        return f"LEAKY split {s['name']}: {s['shared_patients']} patients stand in more than one part" if s['leaky'] else ''
+        return (
+            f'LEAKY split {s["name"]}: {s["shared_patients"]} patients stand in more than one part'
+            if s['leaky']
+            else ''
+        )
 
 # %% ../../nbs/01_dataset.ipynb #01-even01
 def evenly_spaced(
-    rows:np.ndarray, # (n,) row numbers
-    max_count:int,   # 0: all
-)->np.ndarray:       # (m,) row numbers, m at most max_count
+    rows: np.ndarray,  # (n,) row numbers
+    max_count: int,  # 0: all
+) -> np.ndarray:  # (m,) row numbers, m at most max_count
     "Choose some of the rows at equal steps."
     rows = np.asarray(rows)
     if not max_count or len(rows) <= max_count:
@@ -443,101 +649,137 @@ def evenly_spaced(
 
 # %% ../../nbs/01_dataset.ipynb #50e67218
 def load_set(
-    folder:str|Path, # made by `prepare`
-    verify=False,    # read every pixel and compare with the hashes of the manifest
-)->TileSet:          # ValueError or FileNotFoundError when it is not a whole prepared set
+    folder: str | Path,  # made by `prepare`
+    verify=False,  # read every pixel and compare with the hashes of the manifest
+) -> TileSet:  # ValueError or FileNotFoundError when it is not a whole prepared set
     "Open a prepared set without reading its pixels."
     folder = from_root(folder)
-    if not (folder/'manifest.json').exists(): raise FileNotFoundError(f'{folder} is no prepared set (no manifest.json): run `prepare`, or `make data`')
-    manifest, tiles = json.loads((folder/'manifest.json').read_text()), pd.read_parquet(folder/'tiles.parquet')
-    images, labels = (np.load(folder/f'{n}.npy', mmap_mode='c') for n in ('images', 'labels'))
-    if not len(tiles) == len(images) == len(labels): raise ValueError(f'{folder} is damaged: {len(tiles)} rows, {len(images)} images, {len(labels)} labels; prepare it again')
+    if not (folder / 'manifest.json').exists():
+        raise FileNotFoundError(f'{folder} is no prepared set (no manifest.json): run `prepare`, or `make data`')
+    manifest, tiles = json.loads((folder / 'manifest.json').read_text()), pd.read_parquet(folder / 'tiles.parquet')
+    images, labels = (np.load(folder / f'{n}.npy', mmap_mode='c') for n in ('images', 'labels'))
+    if not len(tiles) == len(images) == len(labels):
+        raise ValueError(
+            f'{folder} is damaged: {len(tiles)} rows, {len(images)} images, {len(labels)} labels; prepare it again'
+        )
     if verify:
         for name, arrays in (('pixels', images), ('labels', labels)):
-            if combined(map(checksum, arrays)) != manifest['sha256'][name]: raise ValueError(f'{folder} is damaged: its {name} are not those of its manifest; prepare it again')
-    if not manifest['split']['leaky']: check_split(tiles)
+            if combined(map(checksum, arrays)) != manifest['sha256'][name]:
+                raise ValueError(f'{folder} is damaged: its {name} are not those of its manifest; prepare it again')
+    if not manifest['split']['leaky']:
+        check_split(tiles)
     return TileSet(tiles, images, labels, get_schema(manifest['schema']), manifest)
 
 # %% ../../nbs/01_dataset.ipynb #33fa9a78
-def check_parts(ts:TileSet):
+def check_parts(ts: TileSet):
     "Raise ValueError when a set has nothing to train on or nothing to be judged by."
     for part in ('train', 'test'):
-        if not len(ts.part(part)): raise ValueError(f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave both')
+        if not len(ts.part(part)):
+            raise ValueError(
+                f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave '
+                'both'
+            )
 
 # %% ../../nbs/01_dataset.ipynb #e62ebdef
 def smoke_set(
-    out:str='data/smoke', # folder to make when it is not there
-)->str:                   # the same folder
+    out: str = 'data/smoke',  # folder to make when it is not there
+) -> str:  # the same folder
     "Prepare the bundled sample once; notebooks running side by side wait for each other."
     folder = from_root(out)
     with locked(f'{folder}.made'):
-        if not (folder/'manifest.json').exists(): prepare(out=out)
+        if not (folder / 'manifest.json').exists():
+            prepare(out=out)
     return out
 
 # %% ../../nbs/01_dataset.ipynb #f7d2b232
 def to_batch(
-    ts:TileSet,
-    rows:np.ndarray,   # (B,) row numbers
+    ts: TileSet,
+    rows: np.ndarray,  # (B,) row numbers
     device='cpu',
-)->tuple:              # (B, 3, S, S) float32 in [0, 1], channels-last; (B, S, S) uint8 class index or IGNORE
+) -> tuple:  # (B, 3, S, S) float32 in [0, 1], channels-last; (B, S, S) uint8 class index or IGNORE
     "Fetch tiles as tensors."
     x, y = torch.from_numpy(ts.images[rows]).to(device), torch.from_numpy(ts.labels[rows]).to(device)
     return x.permute(0, 3, 1, 2).float().div_(255), y
 
+
 def batches(
-    ts:TileSet,
-    rows:np.ndarray,     # row numbers, for instance `ts.part('val')`
-    batch:int=16,        # tiles
+    ts: TileSet,
+    rows: np.ndarray,  # row numbers, for instance `ts.part('val')`
+    batch: int = 16,  # tiles
     device='cpu',
 ):
     "Yield (x, y) batches of one pass over some tiles, as they are."
-    for i in range(0, len(rows), batch): yield to_batch(ts, rows[i:i+batch], device)
+    for i in range(0, len(rows), batch):
+        yield to_batch(ts, rows[i : i + batch], device)
 
 # %% ../../nbs/01_dataset.ipynb #10bb1850
-def fits(need:int, free:int)->bool: # bytes
+def fits(need: int, free: int) -> bool:  # bytes
     "Half of the free memory may go to the set; the rest is for the net. Say so when it is not enough."
-    if need <= free/2: return True
-    print(f'the set needs {need/2**30:.1f} GiB and the device has {free/2**30:.1f} GiB free: tiles stay memory-mapped and travel batch by batch, which is slower')
+    if need <= free / 2:
+        return True
+    print(
+        f'the set needs {need / 2**30:.1f} GiB and the device has {free / 2**30:.1f} GiB free: tiles stay '
+        'memory-mapped and travel batch by batch, which is slower'
+    )
     return False
 
-def resident(ts:TileSet, device='cpu')->tuple: # images and labels, uint8 tensors as in the set
+
+def resident(ts: TileSet, device='cpu') -> tuple:  # images and labels, uint8 tensors as in the set
     "The pixels on the device, or memory-mapped where there is no device or no room."
     arrays, device = [torch.from_numpy(a) for a in (ts.images, ts.labels)], torch.device(device)
-    if device.type != 'cuda' or not fits(sum(a.nbytes for a in arrays), torch.cuda.mem_get_info(device)[0]): return arrays
+    if device.type != 'cuda' or not fits(sum(a.nbytes for a in arrays), torch.cuda.mem_get_info(device)[0]):
+        return arrays
     return [a.to(device) for a in arrays]
 
 # %% ../../nbs/01_dataset.ipynb #862a6125
 class Stream:
     "Endless training batches."
-    def __init__(self,
-        ts:TileSet,
-        rows,           # (n,) row numbers
-        batch:int=8,    # tiles of all processes together; never more than n
+
+    def __init__(
+        self,
+        ts: TileSet,
+        rows,  # (n,) row numbers
+        batch: int = 8,  # tiles of all processes together; never more than n
         seed=0,
         device='cpu',
-        rank=0, world=1, # each process fetches its own share of every batch
-        **kwargs,       # for `augment`
+        rank=0,
+        world=1,  # each process fetches its own share of every batch
+        **kwargs,  # for `augment`
     ):
         self.images, self.labels = resident(ts, device)
-        self.rows, self.batch, self.device, self.kwargs, self.pool = torch.as_tensor(rows), min(batch, len(rows)), device, kwargs, []
-        self.mine = slice(rank*self.batch//world, (rank + 1)*self.batch//world)
+        self.rows, self.batch, self.device, self.kwargs, self.pool = (
+            torch.as_tensor(rows),
+            min(batch, len(rows)),
+            device,
+            kwargs,
+            [],
+        )
+        self.mine = slice(rank * self.batch // world, (rank + 1) * self.batch // world)
         self.gen, self.order, self.at = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long), 0
 
-    def __iter__(self): return self
+    def __iter__(self):
+        return self
 
-    def __next__(self)->tuple: # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
+    def __next__(self) -> tuple:  # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
         "The next batch; what does not fill a batch at the end of a pass waits for a later one."
-        if self.at + self.batch > len(self.order): self.order, self.at = self.rows[torch.randperm(len(self.rows), generator=self.gen)], 0
+        if self.at + self.batch > len(self.order):
+            self.order, self.at = self.rows[torch.randperm(len(self.rows), generator=self.gen)], 0
         self.at += self.batch
-        rows = self.order[self.at - self.batch:self.at].tolist()
-        return augment(self.images, self.labels, rows, self.gen, self.device, mine=self.mine, pool=self.pool, **self.kwargs)
+        rows = self.order[self.at - self.batch : self.at].tolist()
+        return augment(
+            self.images, self.labels, rows, self.gen, self.device, mine=self.mine, pool=self.pool, **self.kwargs
+        )
 
-    def state_dict(self)->dict: return dict(order=self.order, at=self.at, gen=self.gen.get_state())
+    def state_dict(self) -> dict:
+        return dict(order=self.order, at=self.at, gen=self.gen.get_state())
 
-    def load_state_dict(self, state:dict): self.order, self.at = state['order'], state['at']; self.gen.set_state(state['gen'])
+    def load_state_dict(self, state: dict):
+        self.order, self.at = state['order'], state['at']
+        self.gen.set_state(state['gen'])
 
 # %% ../../nbs/01_dataset.ipynb #ac718768
-def publish(folder:Path, reports:str):
+def publish(folder: Path, reports: str):
     "Copy the findings and the data card of a set into a reports folder."
     for name, new in (('findings.csv', 'data_checks.csv'), ('data_card.md', 'data_card.md')):
-        with atomic(from_root(reports)/new) as tmp: shutil.copyfile(Path(folder)/name, tmp)
+        with atomic(from_root(reports) / new) as tmp:
+            shutil.copyfile(Path(folder) / name, tmp)

@@ -8,7 +8,8 @@ __all__ = ['OTHER', 'NUCLEI', 'GROUND', 'SITES', 'smooth_noise', 'tissue_map', '
            'make_sample']
 
 # %% ../../nbs/01a_sample.ipynb #7be47280
-import io, os
+import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,25 +26,26 @@ from .stains import STAIN_VECTORS
 
 # %% ../../nbs/01a_sample.ipynb #2e4b128b
 def smooth_noise(
-    rng:np.random.Generator, # source of randomness
-    shape:tuple,             # (H, W) pixels
-    sigma:float,             # scale of the bumps, pixels
-)->np.ndarray:               # (H, W) float32, mean 0, standard deviation 1
+    rng: np.random.Generator,  # source of randomness
+    shape: tuple,  # (H, W) pixels
+    sigma: float,  # scale of the bumps, pixels
+) -> np.ndarray:  # (H, W) float32, mean 0, standard deviation 1
     "Gaussian noise blurred to a scale; wide scales are made small and enlarged."
-    k = max(1, int(sigma//3))
-    field = rng.standard_normal([s//k + 4 for s in shape]).astype(np.float32)
-    field = ndi.zoom(ndi.gaussian_filter(field, sigma/k, mode='reflect'), k, order=1)[:shape[0], :shape[1]]
-    return (field - field.mean())/field.std()
+    k = max(1, int(sigma // 3))
+    field = rng.standard_normal([s // k + 4 for s in shape]).astype(np.float32)
+    field = ndi.zoom(ndi.gaussian_filter(field, sigma / k, mode='reflect'), k, order=1)[: shape[0], : shape[1]]
+    return (field - field.mean()) / field.std()
 
 # %% ../../nbs/01a_sample.ipynb #5ee4fa70
 OTHER = (3, 4, 9)  # raw codes of the simulated tissues that are neither tumour nor stroma
 
+
 def tissue_map(
-    rng:np.random.Generator,
-    shape:tuple,      # (H, W) pixels
-    tumor:float=.42,  # share of pixels in tumour nests before other tissue is laid over, 0 to 1
-    other:float=.32,  # share of pixels in other tissue, 0 to 1
-)->np.ndarray:        # (H, W) uint8 raw codes
+    rng: np.random.Generator,
+    shape: tuple,  # (H, W) pixels
+    tumor: float = 0.42,  # share of pixels in tumour nests before other tissue is laid over, 0 to 1
+    other: float = 0.32,  # share of pixels in other tissue, 0 to 1
+) -> np.ndarray:  # (H, W) uint8 raw codes
     "Lay out tumour nests, stroma and two other tissues."
     nests, islands, side = (smooth_noise(rng, shape, s) for s in (38, 60, 90))
     codes = np.where(nests > np.quantile(nests, 1 - tumor), 1, 2).astype(np.uint8)
@@ -52,136 +54,170 @@ def tissue_map(
 
 # %% ../../nbs/01a_sample.ipynb #04a4bbbb
 def outside(
-    rng:np.random.Generator,
-    shape:tuple, # (H, W) pixels
-)->np.ndarray:   # (H, W) bool
+    rng: np.random.Generator,
+    shape: tuple,  # (H, W) pixels
+) -> np.ndarray:  # (H, W) bool
     "The unannotated border, 2 to 20 pixels wide."
-    y, x = np.mgrid[:shape[0], :shape[1]]
+    y, x = np.mgrid[: shape[0], : shape[1]]
     edge = np.minimum(np.minimum(y, shape[0] - 1 - y), np.minimum(x, shape[1] - 1 - x))
-    return edge < np.clip(9 + 5*smooth_noise(rng, shape, 40), 2, 20)
+    return edge < np.clip(9 + 5 * smooth_noise(rng, shape, 40), 2, 20)
 
 # %% ../../nbs/01a_sample.ipynb #3a59d58b
 def fibres(
-    rng:np.random.Generator,
-    shape:tuple, # (H, W) pixels
-)->tuple:        # ((H, W) float32 strand density, (H, W) direction in radians)
+    rng: np.random.Generator,
+    shape: tuple,  # (H, W) pixels
+) -> tuple:  # ((H, W) float32 strand density, (H, W) direction in radians)
     "Wavy parallel strands and their direction."
-    y, x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     turn = rng.uniform(0, np.pi)
-    height = np.cos(turn)*x + np.sin(turn)*y + 34*smooth_noise(rng, shape, 70) + 4*smooth_noise(rng, shape, 12)
+    height = np.cos(turn) * x + np.sin(turn) * y + 34 * smooth_noise(rng, shape, 70) + 4 * smooth_noise(rng, shape, 12)
     strands = ndi.gaussian_filter1d(rng.standard_normal(8192), 2.2)
     dy, dx = np.gradient(ndi.gaussian_filter(height, 8))
-    density = np.interp(height, np.arange(8192) - 4096, strands/strands.std())
-    return density.astype(np.float32), np.arctan2(dy, dx) + np.pi/2
+    density = np.interp(height, np.arange(8192) - 4096, strands / strands.std())
+    return density.astype(np.float32), np.arctan2(dy, dx) + np.pi / 2
 
 # %% ../../nbs/01a_sample.ipynb #4ce10b30
 NUCLEI = {  # raw code: spacing px, half length px, slenderness, haematoxylin, texture, wobble, share missing
-    1: (37, (15, 23), (.68, 1.), .80, .13, .12, .1),
-    2: (62, (20, 31), (.22, .36), .95, .12, .05, .1),
-    3: (25, (9.5, 12.5), (.85, 1.), 1.15, .14, .04, .1),
-    4: (44, (5, 16), (.5, 1.), 1.0, .10, .20, .45)}
+    1: (37, (15, 23), (0.68, 1.0), 0.80, 0.13, 0.12, 0.1),
+    2: (62, (20, 31), (0.22, 0.36), 0.95, 0.12, 0.05, 0.1),
+    3: (25, (9.5, 12.5), (0.85, 1.0), 1.15, 0.14, 0.04, 0.1),
+    4: (44, (5, 16), (0.5, 1.0), 1.0, 0.10, 0.20, 0.45),
+}
+
 
 def nucleus(
-    rng:np.random.Generator,
-    half:float,    # half length, pixels
-    slender:float, # width over length, 0 to 1
-    angle:float,   # radians
-    wobble:float,  # how far the outline strays, share of the radius
-)->tuple:          # three (S, S) float32: coverage 0 to 1, radius (1 is the outline), chromatin noise
+    rng: np.random.Generator,
+    half: float,  # half length, pixels
+    slender: float,  # width over length, 0 to 1
+    angle: float,  # radians
+    wobble: float,  # how far the outline strays, share of the radius
+) -> tuple:  # three (S, S) float32: coverage 0 to 1, radius (1 is the outline), chromatin noise
     "One wobbling ellipse on a patch just large enough."
-    r = int(half*1.4) + 3
-    y, x = np.mgrid[-r:r+1, -r:r+1].astype(np.float32)
-    u, v = (np.cos(angle)*x + np.sin(angle)*y)/half, (np.cos(angle)*y - np.sin(angle)*x)/(half*slender)
-    waves, phase, height = np.arange(2, 6)[:, None, None], rng.uniform(0, 2*np.pi, (4, 1, 1)), rng.normal(0, wobble/2, (4, 1, 1))
-    outline = 1 + (height*np.cos(waves*np.arctan2(v, u) + phase)).sum(0)
-    radius = np.hypot(u, v)/outline.clip(.3)
+    r = int(half * 1.4) + 3
+    y, x = np.mgrid[-r : r + 1, -r : r + 1].astype(np.float32)
+    u, v = (np.cos(angle) * x + np.sin(angle) * y) / half, (np.cos(angle) * y - np.sin(angle) * x) / (half * slender)
+    waves, phase, height = (
+        np.arange(2, 6)[:, None, None],
+        rng.uniform(0, 2 * np.pi, (4, 1, 1)),
+        rng.normal(0, wobble / 2, (4, 1, 1)),
+    )
+    outline = 1 + (height * np.cos(waves * np.arctan2(v, u) + phase)).sum(0)
+    radius = np.hypot(u, v) / outline.clip(0.3)
     noise = ndi.gaussian_filter(rng.standard_normal(radius.shape).astype(np.float32), 2.1)
-    return np.clip((1 - radius)*half*slender/1.6 + .5, 0, 1), radius, noise/noise.std()
+    return np.clip((1 - radius) * half * slender / 1.6 + 0.5, 0, 1), radius, noise / noise.std()
 
 # %% ../../nbs/01a_sample.ipynb #858a2918
-def chromatin(rng, code:int, radius, noise)->np.ndarray: # haematoxylin inside a nucleus
+def chromatin(rng, code: int, radius, noise) -> np.ndarray:  # haematoxylin inside a nucleus
     "How dark each pixel of a nucleus is."
     _, _, _, dark, texture, _, _ = NUCLEI[code]
-    dark = dark*rng.uniform(.75, 1.2)
-    if code != 1: return dark*(1 + texture*noise)
-    nucleolus = .9*np.exp(-radius**2/.035) if rng.random() < .6 else 0
-    return dark*(.58 + .55*radius.clip(0, 1)**6 + texture*noise) + nucleolus
+    dark = dark * rng.uniform(0.75, 1.2)
+    if code != 1:
+        return dark * (1 + texture * noise)
+    nucleolus = 0.9 * np.exp(-(radius**2) / 0.035) if rng.random() < 0.6 else 0
+    return dark * (0.58 + 0.55 * radius.clip(0, 1) ** 6 + texture * noise) + nucleolus
 
-def patch(shape, y, x, r)->tuple: # (slices in the picture, slices in the patch)
+
+def patch(shape, y, x, r) -> tuple:  # (slices in the picture, slices in the patch)
     "Where a patch of radius `r` around (y, x) overlaps the picture."
     y0, y1, x0, x1 = max(0, y - r), min(shape[0], y + r + 1), max(0, x - r), min(shape[1], x + r + 1)
-    return np.s_[y0:y1, x0:x1], np.s_[y0 - y + r:y1 - y + r, x0 - x + r:x1 - x + r]
+    return np.s_[y0:y1, x0:x1], np.s_[y0 - y + r : y1 - y + r, x0 - x + r : x1 - x + r]
 
 # %% ../../nbs/01a_sample.ipynb #138ebaf9
 def draw_nuclei(
-    rng, H, E,   # generator; (H, W) concentrations, changed in place
-    codes, code, # (H, W) raw codes; the tissue to fill
-    theta,       # (H, W) fibre direction, radians
-    grade=1.,    # size of tumour nuclei and their spacing, 0.8 to 1.2
+    rng,
+    H,
+    E,  # generator; (H, W) concentrations, changed in place
+    codes,
+    code,  # (H, W) raw codes; the tissue to fill
+    theta,  # (H, W) fibre direction, radians
+    grade=1.0,  # size of tumour nuclei and their spacing, 0.8 to 1.2
 ):
     "Fill one tissue with its nuclei."
     step, size, slender, _, _, wobble, missing = NUCLEI[code]
     scale = grade if code == 1 else 1
     step *= scale
-    rows = np.arange(0, codes.shape[0], step*.87)
-    grid = np.array([(y, x) for i, y in enumerate(rows) for x in np.arange(i % 2*step/2, codes.shape[1], step)])
-    grid = (grid + rng.normal(0, step*.17, grid.shape)).astype(int)
+    rows = np.arange(0, codes.shape[0], step * 0.87)
+    grid = np.array([(y, x) for i, y in enumerate(rows) for x in np.arange(i % 2 * step / 2, codes.shape[1], step)])
+    grid = (grid + rng.normal(0, step * 0.17, grid.shape)).astype(int)
     grid = grid[((grid >= 0) & (grid < codes.shape)).all(1)]
     for y, x in grid[(codes[grid[:, 0], grid[:, 1]] == code) & (rng.random(len(grid)) > missing)]:
-        angle = theta[y, x] + rng.normal(0, .2) if code == 2 else rng.uniform(0, np.pi)
-        cover, radius, noise = nucleus(rng, rng.uniform(*size)*scale, rng.uniform(*slender), angle, wobble)
-        at, inner = patch(codes.shape, y, x, len(cover)//2)
-        dark = chromatin(rng, code, radius, noise).clip(.1)
-        H[at] = H[at]*(1 - cover[inner]) + (cover*dark)[inner]
-        E[at] *= 1 - .55*cover[inner]
+        angle = theta[y, x] + rng.normal(0, 0.2) if code == 2 else rng.uniform(0, np.pi)
+        cover, radius, noise = nucleus(rng, rng.uniform(*size) * scale, rng.uniform(*slender), angle, wobble)
+        at, inner = patch(codes.shape, y, x, len(cover) // 2)
+        dark = chromatin(rng, code, radius, noise).clip(0.1)
+        H[at] = H[at] * (1 - cover[inner]) + (cover * dark)[inner]
+        E[at] *= 1 - 0.55 * cover[inner]
 
 # %% ../../nbs/01a_sample.ipynb #ea570bc3
 def draw_lumina(
-    rng, H, E, codes, # as above
-    code,        # tissue the holes lie in
-    per_mpx,     # how many a million pixels
-    size,        # (low, high) half length, pixels
+    rng,
+    H,
+    E,
+    codes,  # as above
+    code,  # tissue the holes lie in
+    per_mpx,  # how many a million pixels
+    size,  # (low, high) half length, pixels
 ):
     "Punch white holes into one tissue."
     sites = np.argwhere(codes == code)
-    for y, x in sites[rng.integers(0, max(1, len(sites)), int(codes.size*per_mpx/1e6))] if len(sites) else ():
-        cover, _, _ = nucleus(rng, rng.uniform(*size), rng.uniform(.6, 1), rng.uniform(0, np.pi), .08)
-        at, inner = patch(codes.shape, y, x, len(cover)//2)
-        hole = cover[inner]*(codes[at] == code)
-        H[at] *= 1 - hole; E[at] *= 1 - .97*hole
+    for y, x in sites[rng.integers(0, max(1, len(sites)), int(codes.size * per_mpx / 1e6))] if len(sites) else ():
+        cover, _, _ = nucleus(rng, rng.uniform(*size), rng.uniform(0.6, 1), rng.uniform(0, np.pi), 0.08)
+        at, inner = patch(codes.shape, y, x, len(cover) // 2)
+        hole = cover[inner] * (codes[at] == code)
+        H[at] *= 1 - hole
+        E[at] *= 1 - 0.97 * hole
+
 
 def draw_fat(rng, H, E, codes):
     "Fill code 9 with fat cells: the walls lie where the two nearest centres are equally far."
-    y, x = np.mgrid[:codes.shape[0], :codes.shape[1]]
-    centres = np.stack(np.meshgrid(np.arange(0, codes.shape[0] + 95, 82), np.arange(0, codes.shape[1] + 95, 95)), -1).reshape(-1, 2)
+    y, x = np.mgrid[: codes.shape[0], : codes.shape[1]]
+    centres = np.stack(
+        np.meshgrid(np.arange(0, codes.shape[0] + 95, 82), np.arange(0, codes.shape[1] + 95, 95)), -1
+    ).reshape(-1, 2)
     centres = centres + rng.normal(0, 18, centres.shape)
     fat = codes == 9
-    bent = np.stack([y + 6*smooth_noise(rng, codes.shape, 18), x + 6*smooth_noise(rng, codes.shape, 18)], -1)[fat]
-    if not len(bent): return
+    bent = np.stack([y + 6 * smooth_noise(rng, codes.shape, 18), x + 6 * smooth_noise(rng, codes.shape, 18)], -1)[fat]
+    if not len(bent):
+        return
     near, second = cKDTree(centres).query(bent, k=2)[0].T
-    wall = np.exp(-((second - near)/7)**2)
-    H[fat], E[fat] = .03 + .25*wall, .03 + .75*wall
+    wall = np.exp(-(((second - near) / 7) ** 2))
+    H[fat], E[fat] = 0.03 + 0.25 * wall, 0.03 + 0.75 * wall
 
 # %% ../../nbs/01a_sample.ipynb #3e38ac60
-GROUND = {1: (.30, .55), 2: (.10, .62), 3: (.22, .45), 4: (.10, .72), 9: (.05, .10)}  # raw code: H, E concentration
+GROUND = {
+    1: (0.30, 0.55),
+    2: (0.10, 0.62),
+    3: (0.22, 0.45),
+    4: (0.10, 0.72),
+    9: (0.05, 0.10),
+}  # raw code: H, E concentration
+
 
 def paint(
-    rng:np.random.Generator,
-    codes:np.ndarray, # (H, W) raw codes
-    grade:float=1.,   # size of tumour nuclei, 0.8 to 1.2
-)->tuple:             # (H, E): (H, W) float32 dye concentrations
+    rng: np.random.Generator,
+    codes: np.ndarray,  # (H, W) raw codes
+    grade: float = 1.0,  # size of tumour nuclei, 0.8 to 1.2
+) -> tuple:  # (H, E): (H, W) float32 dye concentrations
     "Paint the dyes of a tissue map."
     strands, theta = fibres(rng, codes.shape)
     fine, coarse = smooth_noise(rng, codes.shape, 2.2), smooth_noise(rng, codes.shape, 7)
-    texture = {1: .12*fine + .22*coarse, 2: .34*strands + .10*coarse, 3: .12*fine + .22*coarse, 4: .24*fine + .26*coarse, 9: 0*fine}
+    texture = {
+        1: 0.12 * fine + 0.22 * coarse,
+        2: 0.34 * strands + 0.10 * coarse,
+        3: 0.12 * fine + 0.22 * coarse,
+        4: 0.24 * fine + 0.26 * coarse,
+        9: 0 * fine,
+    }
     H, E = np.zeros((2, *codes.shape), np.float32)
     for code, (h, e) in GROUND.items():
         m = codes == code
-        H[m], E[m] = (h + .05*coarse + .04*fine)[m], (e*(1 + texture[code]))[m]
-    cleft = (-2*strands - 3).clip(0, 1)*(codes == 2)
-    H *= 1 - .8*cleft; E *= 1 - .8*cleft
+        H[m], E[m] = (h + 0.05 * coarse + 0.04 * fine)[m], (e * (1 + texture[code]))[m]
+    cleft = (-2 * strands - 3).clip(0, 1) * (codes == 2)
+    H *= 1 - 0.8 * cleft
+    E *= 1 - 0.8 * cleft
     draw_fat(rng, H, E, codes)
-    for code in (2, 4, 3, 1): draw_nuclei(rng, H, E, codes, code, theta, grade)
+    for code in (2, 4, 3, 1):
+        draw_nuclei(rng, H, E, codes, code, theta, grade)
     draw_lumina(rng, H, E, codes, 1, 17, (10, 32))
     draw_lumina(rng, H, E, codes, 2, 11, (12, 40))
     return H.clip(0), E.clip(0)
@@ -189,83 +225,104 @@ def paint(
 # %% ../../nbs/01a_sample.ipynb #c2ba79ab
 SITES = ('H1', 'H2', 'H3', 'H4', 'H5', 'H6')  # simulated hospitals
 
+
 def hospital(
-    site:str,   # one of SITES
-    seed:int=0, # of the whole sample
-)->dict:        # dye vectors, gains, blur (px), noise (grey levels), gamma, tint, JPEG quality
+    site: str,  # one of SITES
+    seed: int = 0,  # of the whole sample
+) -> dict:  # dye vectors, gains, blur (px), noise (grey levels), gamma, tint, JPEG quality
     "The stain and the scanner of one hospital."
     rng = np.random.default_rng((seed, SITES.index(site), 1))
-    dyes = STAIN_VECTORS[:2] + rng.normal(0, .06, (2, 3))
-    return dict(dyes=dyes/np.linalg.norm(dyes, axis=1, keepdims=True), gain=rng.uniform((.8, .7), (1.3, 1.35)), blur=rng.uniform(.6, 1.4),
-                noise=rng.uniform(1.5, 4), gamma=rng.uniform(.9, 1.12), tint=rng.uniform(.94, 1, 3), quality=int(rng.integers(70, 92)))
+    dyes = STAIN_VECTORS[:2] + rng.normal(0, 0.06, (2, 3))
+    return dict(
+        dyes=dyes / np.linalg.norm(dyes, axis=1, keepdims=True),
+        gain=rng.uniform((0.8, 0.7), (1.3, 1.35)),
+        blur=rng.uniform(0.6, 1.4),
+        noise=rng.uniform(1.5, 4),
+        gamma=rng.uniform(0.9, 1.12),
+        tint=rng.uniform(0.94, 1, 3),
+        quality=int(rng.integers(70, 92)),
+    )
+
 
 def scan(
-    rng:np.random.Generator,
-    H:np.ndarray, E:np.ndarray, # (H, W) concentrations
-    lab:dict,                   # from `hospital`
-)->np.ndarray:                  # (H, W, 3) uint8 RGB
+    rng: np.random.Generator,
+    H: np.ndarray,
+    E: np.ndarray,  # (H, W) concentrations
+    lab: dict,  # from `hospital`
+) -> np.ndarray:  # (H, W, 3) uint8 RGB
     "Stain, light up, blur and compress: what the scanner writes."
-    gain = 1.15*lab['gain']*rng.uniform(.9, 1.1, 2)
-    light = lab['tint']*.97*np.exp(-(H*gain[0])[..., None]*lab['dyes'][0] - (E*gain[1])[..., None]*lab['dyes'][1])
-    light = ndi.gaussian_filter(light, (lab['blur'], lab['blur'], 0))**lab['gamma']
-    rgb = (light*255 + rng.normal(0, lab['noise'], light.shape)).clip(0, 255).astype(np.uint8)
+    gain = 1.15 * lab['gain'] * rng.uniform(0.9, 1.1, 2)
+    light = (
+        lab['tint']
+        * 0.97
+        * np.exp(-(H * gain[0])[..., None] * lab['dyes'][0] - (E * gain[1])[..., None] * lab['dyes'][1])
+    )
+    light = ndi.gaussian_filter(light, (lab['blur'], lab['blur'], 0)) ** lab['gamma']
+    rgb = (light * 255 + rng.normal(0, lab['noise'], light.shape)).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, 'JPEG', quality=lab['quality'])
     return np.array(Image.open(buffer))
 
 # %% ../../nbs/01a_sample.ipynb #4dcfe372
 def simulate_roi(
-    patient:int, # number of the patient; hospitals take turns
-    seed:int=0,  # of the whole sample
-    shape:tuple=None, # (H, W) pixels; default: about 3 x 4 tiles
-)->tuple:        # (name, (H, W, 3) uint8 RGB, (H, W) uint8 raw codes)
+    patient: int,  # number of the patient; hospitals take turns
+    seed: int = 0,  # of the whole sample
+    shape: tuple = None,  # (H, W) pixels; default: about 3 x 4 tiles
+) -> tuple:  # (name, (H, W, 3) uint8 RGB, (H, W) uint8 raw codes)
     "Simulate one annotated region."
     rng = np.random.default_rng((seed, patient))
     site = SITES[patient % len(SITES)]
-    shape = shape or (3*TILE + int(rng.integers(0, 60)), int(rng.integers(3, 5))*TILE + int(rng.integers(0, 60)))
-    codes = tissue_map(rng, shape, rng.uniform(.3, .55))
-    image = scan(rng, *paint(rng, codes, rng.uniform(.85, 1.15)), hospital(site, seed))
+    shape = shape or (3 * TILE + int(rng.integers(0, 60)), int(rng.integers(3, 5)) * TILE + int(rng.integers(0, 60)))
+    codes = tissue_map(rng, shape, rng.uniform(0.3, 0.55))
+    image = scan(rng, *paint(rng, codes, rng.uniform(0.85, 1.15)), hospital(site, seed))
     codes[outside(rng, shape)] = 0
     x, y = rng.integers(5_000, 60_000, 2)
     return f'SYNT-{site}-{patient:04d}-DX1_xmin{x}_ymin{y}_MPP-0', image, codes
 
 # %% ../../nbs/01a_sample.ipynb #3f55889f
 def write_roi(
-    root:Path,   # folder to write into
-    patient:int, # as above
-    seed:int=0,
+    root: Path,  # folder to write into
+    patient: int,  # as above
+    seed: int = 0,
 ):
     "Write one patient in both layouts: `kaggle224/BCSS` and `roi`."
     name, image, codes = simulate_roi(patient, seed)
     for folder, array in (('rgbs_colorNormalized', image), ('masks', codes)):
-        Image.fromarray(array).save(root/'roi'/folder/f'{name}.2500.png', compress_level=1)
+        Image.fromarray(array).save(root / 'roi' / folder / f'{name}.2500.png', compress_level=1)
     merged = np.where(codes <= 2, codes, 0).astype(np.uint8)
     rng = np.random.default_rng((seed, patient, 2))
     for row in range(0, codes.shape[0] - TILE + 1, TILE):
         for col in range(0, codes.shape[1] - TILE + 1, TILE):
-            part = rng.choice(['train', 'val', 'test'], p=[.80, .15, .05])
-            at, file = np.s_[row:row+TILE, col:col+TILE], f'{name}_{row}_{col}_size{TILE}.png'
-            Image.fromarray(image[at]).save(root/'kaggle224/BCSS'/part/file, compress_level=1)
-            if part != 'test': Image.fromarray(merged[at]).save(root/'kaggle224/BCSS'/f'{part}_mask'/file, compress_level=1)
+            part = rng.choice(['train', 'val', 'test'], p=[0.80, 0.15, 0.05])
+            at, file = np.s_[row : row + TILE, col : col + TILE], f'{name}_{row}_{col}_size{TILE}.png'
+            Image.fromarray(image[at]).save(root / 'kaggle224/BCSS' / part / file, compress_level=1)
+            if part != 'test':
+                Image.fromarray(merged[at]).save(root / 'kaggle224/BCSS' / f'{part}_mask' / file, compress_level=1)
 
 # %% ../../nbs/01a_sample.ipynb #1a5da1d8
 def make_sample(
-    out:str|Path='data/raw/sample', # folder to make; kept when something is in it already
-    patients:int=24,                # how many; at least 12
-    seed:int=0,
-    workers:int=None,               # threads; default: one a core
-)->Path:                            # the folder
+    out: str | Path = 'data/raw/sample',  # folder to make; kept when something is in it already
+    patients: int = 24,  # how many; at least 12
+    seed: int = 0,
+    workers: int = None,  # threads; default: one a core
+) -> Path:  # the folder
     "Make the whole sample aside and rename it into place; the same seed gives the same pixels."
     out = from_root(out)
-    if patients < 12: raise ValueError(f'the sample needs at least 12 patients, got {patients}: hospitals would be left without')
+    if patients < 12:
+        raise ValueError(f'the sample needs at least 12 patients, got {patients}: hospitals would be left without')
     check_ranges(dict(patients=patients, seed=seed, workers=workers), SAMPLE_RANGES)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        if out.is_dir() and any(out.iterdir()): return out
+        if out.is_dir() and any(out.iterdir()):
+            return out
         with replacing(out, SAMPLE) as tmp:
-            for folder in ('roi/rgbs_colorNormalized', 'roi/masks', *(f'kaggle224/BCSS/{p}' for p in ('train', 'train_mask', 'val', 'val_mask', 'test'))):
-                (tmp/folder).mkdir(parents=True)
+            for folder in (
+                'roi/rgbs_colorNormalized',
+                'roi/masks',
+                *(f'kaggle224/BCSS/{p}' for p in ('train', 'train_mask', 'val', 'val_mask', 'test')),
+            ):
+                (tmp / folder).mkdir(parents=True)
             with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-                list(pool.map(write_roi, [tmp]*patients, range(patients), [seed]*patients))
-            write_json(tmp/'sample.json', dict(sample='simulated by this project', patients=patients, seed=seed))
+                list(pool.map(write_roi, [tmp] * patients, range(patients), [seed] * patients))
+            write_json(tmp / 'sample.json', dict(sample='simulated by this project', patients=patients, seed=seed))
     return out

@@ -7,7 +7,12 @@ __all__ = ['SOURCES', 'parse_name', 'BadTile', 'read_sized', 'read_png', 'read_p
            'is_cut_zip', 'places', 'find_root', 'index_source', 'RawCodes', 'find_codes']
 
 # %% ../../nbs/data/02_sources.ipynb #7d387ba8
-import io, os, re, struct, zipfile, zlib
+import io
+import os
+import re
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -21,185 +26,285 @@ from ..core.labels import Schema, encode, pick
 from ..core.resolution import side_of, size_in_name, size_of_image
 
 # %% ../../nbs/data/02_sources.ipynb #9ffd0fbe
-_NAME = re.compile(r'(?P<patient>[A-Z]{4}-(?P<site>[A-Z0-9]{2})-[A-Z0-9]{4})-(?P<dx>DX\w+?)_xmin(?P<roi_x>\d+)_ymin(?P<roi_y>\d+)'
-                   r'_MPP-[\d.]+?(_(?P<row>\d+)_(?P<col>\d+)_size(?P<size>\d+))?\.(?i:png)')
+_NAME = re.compile(
+    r'(?P<patient>[A-Z]{4}-(?P<site>[A-Z0-9]{2})-[A-Z0-9]{4})-(?P<dx>DX\w+?)_xmin(?P<roi_x>\d+)_ymin(?P<roi_y>\d+)'
+    r'_MPP-[\d.]+?(_(?P<row>\d+)_(?P<col>\d+)_size(?P<size>\d+))?\.(?i:png)'
+)
+
 
 def parse_name(
-    name:str, # file name of a tile or a ROI
-)->dict:      # patient, site, slide, roi_x, roi_y and, for tiles, row, col, size; ValueError when it is no BCSS name
+    name: str,  # file name of a tile or a ROI
+) -> dict:  # patient, site, slide, roi_x, roi_y and, for tiles, row, col, size; ValueError when it is no BCSS name
     "Read a BCSS file name."
     m = _NAME.fullmatch(name)
-    if not m: raise ValueError(f'{name} is not named like a BCSS file (TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0_0_224_size224.png)')
+    if not m:
+        raise ValueError(
+            f'{name} is not named like a BCSS file (TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0_0_224_size224.png)'
+        )
     d = m.groupdict()
     place = {k: int(d[k]) for k in ('roi_x', 'roi_y', 'row', 'col', 'size') if d[k] is not None}
-    return dict(patient=d['patient'], site=d['site'], slide=f"{d['patient']}-{d['dx']}", **place)
+    return dict(patient=d['patient'], site=d['site'], slide=f'{d["patient"]}-{d["dx"]}', **place)
 
 # %% ../../nbs/data/02_sources.ipynb #db109564
 class BadTile(ValueError):
     "A file that cannot be used, and why."
 
-_KINDS = {(8, 2): '8-bit RGB', (8, 0): '8-bit grey', (8, 6): 'RGBA', (8, 3): '8-bit palette', (16, 0): '16-bit grey', (16, 2): '16-bit RGB'}
+
+_KINDS = {
+    (8, 2): '8-bit RGB',
+    (8, 0): '8-bit grey',
+    (8, 6): 'RGBA',
+    (8, 3): '8-bit palette',
+    (16, 0): '16-bit grey',
+    (16, 2): '16-bit RGB',
+}
+
 
 def read_sized(
-    path:Path, # a PNG file, on disk or in a zip
-    kind:str,  # '8-bit RGB' for images, '8-bit grey' for masks
-)->tuple:      # (H, W, 3) or (H, W) uint8; pixel size in its header or name, or None; BadTile when it is anything else
+    path: Path,  # a PNG file, on disk or in a zip
+    kind: str,  # '8-bit RGB' for images, '8-bit grey' for masks
+) -> tuple:  # (H, W, 3) or (H, W) uint8; pixel size in its header or name, or None; BadTile when it is anything else
     "Read a PNG of exactly the expected kind, and its pixel size."
-    try: data = path.read_bytes()
-    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as e: raise BadTile(f'cannot be read ({e})') from None
-    if data[:8] != b'\x89PNG\r\n\x1a\n': raise BadTile('is not a PNG file')
-    if len(data) < 26: raise BadTile('is truncated')
+    try:
+        data = path.read_bytes()
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as e:
+        raise BadTile(f'cannot be read ({e})') from None
+    if data[:8] != b'\x89PNG\r\n\x1a\n':
+        raise BadTile('is not a PNG file')
+    if len(data) < 26:
+        raise BadTile('is truncated')
     found = _KINDS.get(tuple(data[24:26]), f'PNG of bit depth {data[24]}, colour type {data[25]}')
-    if found != kind: raise BadTile(f'is {found}, expected {kind}: convert it first')
+    if found != kind:
+        raise BadTile(f'is {found}, expected {kind}: convert it first')
     try:
         image = Image.open(io.BytesIO(data))
         return np.asarray(image), size_of_image(image) or size_in_name(path.name)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as e: raise BadTile(f'is truncated or damaged ({e})') from None
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as e:
+        raise BadTile(f'is truncated or damaged ({e})') from None
 
-def read_png(path:Path, kind:str)->np.ndarray: # (H, W, 3) or (H, W) uint8; as `read_sized`
+
+def read_png(path: Path, kind: str) -> np.ndarray:  # (H, W, 3) or (H, W) uint8; as `read_sized`
     "The pixels of a PNG of exactly the expected kind."
     return read_sized(path, kind)[0]
 
 # %% ../../nbs/data/02_sources.ipynb #6dd2fda6
 def read_pair(
-    image:Path, mask:Path, # PNG files
-    schema:Schema,
-)->tuple:                  # (H, W, 3) uint8 image, (H, W) uint8 label, µm per pixel that the image states or None; BadTile names the file at fault
-    "Read an image with its mask as class indices."
+    image: Path,
+    mask: Path,  # PNG files
+    schema: Schema,
+) -> tuple:  # (H, W, 3) uint8 image, (H, W) uint8 label, µm per pixel that the image states or None
+    "Read an image with its mask as class indices; BadTile names the file at fault."
     arrays = []
     for path, what, kind in ((image, 'image', '8-bit RGB'), (mask, 'mask', '8-bit grey')):
-        try: arrays.append(read_sized(path, kind))
-        except BadTile as e: raise BadTile(f'{what} {e}') from None
+        try:
+            arrays.append(read_sized(path, kind))
+        except BadTile as e:
+            raise BadTile(f'{what} {e}') from None
     (x, size), (raw, _) = arrays
-    if x.shape[:2] != raw.shape: raise BadTile(f'mask is {raw.shape[1]}x{raw.shape[0]} pixels, its image {x.shape[1]}x{x.shape[0]}')
-    try: return x, encode(raw, schema), side_of(size)
-    except ValueError as e: raise BadTile(str(e)) from None
+    if x.shape[:2] != raw.shape:
+        raise BadTile(f'mask is {raw.shape[1]}x{raw.shape[0]} pixels, its image {x.shape[1]}x{x.shape[0]}')
+    try:
+        return x, encode(raw, schema), side_of(size)
+    except ValueError as e:
+        raise BadTile(str(e)) from None
 
 # %% ../../nbs/data/02_sources.ipynb #01bed6c3
 @dataclass(frozen=True)
 class Source:
     "Where a layout keeps images and masks, and what its masks hold."
+
     name: str
-    schema: str     # the schema used when none is asked for
-    encoding: str   # 'kaggle' or 'raw' masks
+    schema: str  # the schema used when none is asked for
+    encoding: str  # 'kaggle' or 'raw' masks
     layouts: tuple  # each: image folder -> mask folder, or None where no masks are shipped
-    raw: str        # where it lies when no folder is given
-    released: int   # labelled pictures in the full release, 0 when there is none
+    raw: str  # where it lies when no folder is given
+    released: int  # labelled pictures in the full release, 0 when there is none
+
 
 _KAGGLE = {'BCSS/train': 'BCSS/train_mask', 'BCSS/val': 'BCSS/val_mask', 'BCSS/test': None}
 _KAGGLE512 = {f'BCSS_512/{p}_512': f'BCSS_512/{p}_mask_512' for p in ('train', 'val')}
-SOURCES = {s.name: s for s in (
-    Source('sample', 'kaggle3', 'kaggle', ({f'kaggle224/{a}': b and f'kaggle224/{b}' for a, b in _KAGGLE.items()},), 'data/raw/sample', 0),
-    Source('kaggle224', 'kaggle3', 'kaggle', (_KAGGLE,), 'data/raw/kaggle', 30_760 + 5_429),
-    Source('kaggle512', 'bcss3', 'raw', (_KAGGLE512,), 'data/raw/kaggle', 6_000 + 2_768),
-    Source('roi', 'bcss3', 'raw', ({'rgbs_colorNormalized': 'masks'}, {'images': 'masks'}), 'data/raw/roi', 151))}
+SOURCES = {
+    s.name: s
+    for s in (
+        Source(
+            'sample',
+            'kaggle3',
+            'kaggle',
+            ({f'kaggle224/{a}': b and f'kaggle224/{b}' for a, b in _KAGGLE.items()},),
+            'data/raw/sample',
+            0,
+        ),
+        Source('kaggle224', 'kaggle3', 'kaggle', (_KAGGLE,), 'data/raw/kaggle', 30_760 + 5_429),
+        Source('kaggle512', 'bcss3', 'raw', (_KAGGLE512,), 'data/raw/kaggle', 6_000 + 2_768),
+        Source('roi', 'bcss3', 'raw', ({'rgbs_colorNormalized': 'masks'}, {'images': 'masks'}), 'data/raw/roi', 151),
+    )
+}
 
 # %% ../../nbs/data/02_sources.ipynb #c6b81d20
-def open_zip(path:Path)->zipfile.ZipFile:
+def open_zip(path: Path) -> zipfile.ZipFile:
     "A zip; names that Windows programs wrote with backslashes get slashes."
     z = zipfile.ZipFile(path)
-    for member in z.filelist: member.filename = member.filename.replace('\\', '/')
+    for member in z.filelist:
+        member.filename = member.filename.replace('\\', '/')
     z.NameToInfo = {member.filename: member for member in z.filelist}
     return z
 
 
-def zips_in(folder:Path)->list[Path]: # sorted
+def zips_in(folder: Path) -> list[Path]:  # sorted
     "The zips directly in a folder, whole or not."
     return sorted(file for file in folder.iterdir() if file.suffix.lower() == '.zip' and file.is_file())
 
 
-def is_cut_zip(path:Path)->bool:
+def is_cut_zip(path: Path) -> bool:
     "Does a file begin like a zip, and lack its end?"
-    with open(path, 'rb') as file: begins = file.read(4)
+    with open(path, 'rb') as file:
+        begins = file.read(4)
     return begins == b'PK\x03\x04' and not zipfile.is_zipfile(path)
 
 
-def _needed(layout): return [f for pair in layout.items() for f in pair if f and not f.endswith('test')]
+def _needed(layout):
+    return [f for pair in layout.items() for f in pair if f and not f.endswith('test')]
 
-def places(raw:Path)->list: # [(depth, folder)]; folders inside a zip are zipfile.Path
+
+def places(raw: Path) -> list:  # [(depth, folder)]; folders inside a zip are zipfile.Path
     "Where a layout may start: a folder, what lies below, and any zip in it."
     if raw.is_file():
-        if is_cut_zip(raw): raise ValueError(f'{raw} is a zip whose end is missing ({raw.stat().st_size:,} bytes): the download stopped early, fetch it again')
-        if not zipfile.is_zipfile(raw): raise ValueError(f'{raw} is a file but no zip: give a folder, or the zip as downloaded')
+        if is_cut_zip(raw):
+            raise ValueError(
+                f'{raw} is a zip whose end is missing ({raw.stat().st_size:,} bytes): the download stopped early, '
+                'fetch it again'
+            )
+        if not zipfile.is_zipfile(raw):
+            raise ValueError(f'{raw} is a file but no zip: give a folder, or the zip as downloaded')
         z = open_zip(raw)
         inside = {p for name in z.namelist() for p in PurePosixPath(name).parents}
-        return [(len(p.parts), zipfile.Path(z, f'{p}/' if p.parts else '')) for p in sorted(inside, key=lambda p: (len(p.parts), str(p)))]
-    below = [(len(Path(d).relative_to(raw).parts), Path(d)) for d, names, _ in os.walk(raw)
-             if names.sort() or len(Path(d).relative_to(raw).parts) < 4 or names.clear()]
+        return [
+            (len(p.parts), zipfile.Path(z, f'{p}/' if p.parts else ''))
+            for p in sorted(inside, key=lambda p: (len(p.parts), str(p)))
+        ]
+    below = [
+        (len(Path(d).relative_to(raw).parts), Path(d))
+        for d, names, _ in os.walk(raw)
+        if names.sort() or len(Path(d).relative_to(raw).parts) < 4 or names.clear()
+    ]
     zips = [(1 + depth, place) for file in zips_in(raw) if zipfile.is_zipfile(file) for depth, place in places(file)]
     return sorted(below + zips, key=lambda p: p[0])
 
 # %% ../../nbs/data/02_sources.ipynb #cba672ba
 def find_root(
-    raw:str|Path, # folder or zip the user gave, from the project root
-    source:str,   # a source, or 'auto'
-)->tuple:         # folder that holds the layout, Source, layout; FileNotFoundError lists what was looked for
+    raw: str | Path,  # folder or zip the user gave, from the project root
+    source: str,  # a source, or 'auto'
+) -> tuple:  # folder that holds the layout, Source, layout; FileNotFoundError lists what was looked for
     "Find a layout; `auto` takes the only one there."
     raw = from_root(raw)
-    wanted = [s for s in SOURCES.values() if s.name != 'sample'] if source == 'auto' else [pick(SOURCES, source, 'source')]
-    starts = [(depth, i, root, s, layout) for i, (depth, root) in enumerate(places(raw) if raw.exists() else ()) for s in wanted for layout in s.layouts]
-    inner = [(0, 0, raw.parent, s, layout) for s in wanted for layout in s.layouts if all(f.split('/')[0] == raw.name for f in _needed(layout))]
-    found = [start for start in starts + inner if all((start[2]/f).is_dir() for f in _needed(start[4]))]
+    wanted = (
+        [s for s in SOURCES.values() if s.name != 'sample'] if source == 'auto' else [pick(SOURCES, source, 'source')]
+    )
+    starts = [
+        (depth, i, root, s, layout)
+        for i, (depth, root) in enumerate(places(raw) if raw.exists() else ())
+        for s in wanted
+        for layout in s.layouts
+    ]
+    inner = [
+        (0, 0, raw.parent, s, layout)
+        for s in wanted
+        for layout in s.layouts
+        if all(f.split('/')[0] == raw.name for f in _needed(layout))
+    ]
+    found = [start for start in starts + inner if all((start[2] / f).is_dir() for f in _needed(start[4]))]
     first = sorted(found, key=lambda f: f[:2])
     names = sorted({f[3].name for f in first if f[0] == first[0][0]})
-    if len(names) > 1: raise ValueError(f'{raw} holds more than one layout ({", ".join(names)}): say which with source (SOURCE=...)')
-    if first: return first[0][2:]
+    if len(names) > 1:
+        raise ValueError(f'{raw} holds more than one layout ({", ".join(names)}): say which with source (SOURCE=...)')
+    if first:
+        return first[0][2:]
     looked = '; '.join(f'{s.name}: ' + ' or '.join(', '.join(_needed(layout)) for layout in s.layouts) for s in wanted)
     state = 'holds none of the layouts' if raw.exists() else 'does not exist'
     cut = [file.name for file in (zips_in(raw) if raw.is_dir() else ()) if is_cut_zip(file)]
-    if cut: state += f' ({", ".join(cut)}: a zip whose end is missing, the download stopped early, fetch it again)'
-    raise FileNotFoundError(f'raw folder {raw} {state}; looked for {looked}. Give the folder (or zip) that holds them as raw')
+    if cut:
+        state += f' ({", ".join(cut)}: a zip whose end is missing, the download stopped early, fetch it again)'
+    raise FileNotFoundError(
+        f'raw folder {raw} {state}; looked for {looked}. Give the folder (or zip) that holds them as raw'
+    )
 
 # %% ../../nbs/data/02_sources.ipynb #172dfbe1
 _JUNK = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}
 
+
 def index_source(
-    root:Path,   # folder that holds the layout
-    layout:dict, # image folder -> mask folder
-)->tuple:        # DataFrame (name, image, mask, shipped_split); DataFrame (tile, reason) of files without a partner
+    root: Path,  # folder that holds the layout
+    layout: dict,  # image folder -> mask folder
+) -> tuple:  # DataFrame (name, image, mask, shipped_split); DataFrame (tile, reason) of files without a partner
     "List image-mask pairs and what has no partner."
     pairs, lone = [], []
     for images, masks in layout.items():
-        found, other = ({p.name: p for p in (root/f).iterdir() if p.name not in _JUNK} if f and (root/f).is_dir() else {} for f in (images, masks))
-        lone += [(n, f'in {f}, but no .png file') for f, names in ((images, found), (masks, other)) for n in sorted(names) if not n.lower().endswith('.png')]
-        found, other = ({f'{n[:-4]}.png': p for n, p in names.items() if n.lower().endswith('.png')} for names in (found, other))
+        found, other = (
+            {p.name: p for p in (root / f).iterdir() if p.name not in _JUNK} if f and (root / f).is_dir() else {}
+            for f in (images, masks)
+        )
+        lone += [
+            (n, f'in {f}, but no .png file')
+            for f, names in ((images, found), (masks, other))
+            for n in sorted(names)
+            if not n.lower().endswith('.png')
+        ]
+        found, other = (
+            {f'{n[:-4]}.png': p for n, p in names.items() if n.lower().endswith('.png')} for names in (found, other)
+        )
         part = Path(images).name.split('_')[0] if 'BCSS' in images else ''
         pairs += [(n, found[n], other[n], part) for n in sorted(found.keys() & other.keys())]
-        lone += [(n, f'image without mask in {masks}' if masks else f'unlabelled: {images} is shipped without masks') for n in sorted(found.keys() - other.keys())]
+        lone += [
+            (n, f'image without mask in {masks}' if masks else f'unlabelled: {images} is shipped without masks')
+            for n in sorted(found.keys() - other.keys())
+        ]
         lone += [(n, f'mask without image in {images}') for n in sorted(other.keys() - found.keys())]
-    return pd.DataFrame(pairs, columns=['name', 'image', 'mask', 'shipped_split']), pd.DataFrame(lone, columns=['tile', 'reason'])
+    return pd.DataFrame(pairs, columns=['name', 'image', 'mask', 'shipped_split']), pd.DataFrame(
+        lone, columns=['tile', 'reason']
+    )
 
 # %% ../../nbs/data/02_sources.ipynb #e727ac7b
 class RawCodes:
     "Raw codes by place on a slide, read from ROI masks or 512 tiles."
-    def __init__(self,
-        files, # paths of raw masks with BCSS names
+
+    def __init__(
+        self,
+        files,  # paths of raw masks with BCSS names
     ):
         self.at, named = {}, [(p, _NAME.fullmatch(p.name)) for p in files]
         for p, m in named:
-            if m: d = parse_name(p.name); self.at.setdefault((d['slide'], d['roi_x'], d['roi_y']), []).append((d.get('row', 0), d.get('col', 0), d.get('size', 1 << 20), p))
+            if m:
+                d = parse_name(p.name)
+                self.at.setdefault((d['slide'], d['roi_x'], d['roi_y']), []).append(
+                    (d.get('row', 0), d.get('col', 0), d.get('size', 1 << 20), p)
+                )
         self.read = lru_cache(64 if any(m and m['size'] for _, m in named) else 4)(lambda p: read_png(p, '8-bit grey'))
 
-    def window(self,
-        d:dict,    # slide, roi_x, roi_y, row, col
-        size:int,  # pixels a side
-    )->np.ndarray: # (size, size) int16 raw codes, -1 where none are known
+    def window(
+        self,
+        d: dict,  # slide, roi_x, roi_y, row, col
+        size: int,  # pixels a side
+    ) -> np.ndarray:  # (size, size) int16 raw codes, -1 where none are known
         "The raw codes of one tile."
         out = np.full((size, size), -1, np.int16)
         for row, col, side, path in self.at.get((d['slide'], d['roi_x'], d['roi_y']), ()):
             r, c = d['row'] - row, d['col'] - col
-            if not (-size < r < side and -size < c < side): continue
-            try: codes = self.read(path)[max(0, r):max(0, r + size), max(0, c):max(0, c + size)]
-            except BadTile: continue
+            if not (-size < r < side and -size < c < side):
+                continue
+            try:
+                codes = self.read(path)[max(0, r) : max(0, r + size), max(0, c) : max(0, c + size)]
+            except BadTile:
+                continue
             r, c = max(0, -r), max(0, -c)
-            out[r:r+codes.shape[0], c:c+codes.shape[1]] = codes[:size - r, :size - c]
+            out[r : r + codes.shape[0], c : c + codes.shape[1]] = codes[: size - r, : size - c]
         return out
 
 # %% ../../nbs/data/02_sources.ipynb #399a2b64
-def find_codes(root, source:Source)->RawCodes|None:
+def find_codes(root, source: Source) -> RawCodes | None:
     "Raw masks beside a source with merged ones: `BCSS_512` or `roi/masks`, next to the layout or one level up."
-    if source.encoding != 'kaggle': return None
+    if source.encoding != 'kaggle':
+        return None
     near = [root] if isinstance(root, zipfile.Path) else [root, root.parent]
-    folders = [b/f for b in near for f in (*_KAGGLE512.values(), 'roi/masks') if (b/f).is_dir()]
+    folders = [b / f for b in near for f in (*_KAGGLE512.values(), 'roi/masks') if (b / f).is_dir()]
     files = [p for f in folders for p in f.iterdir() if p.name.lower().endswith('.png')]
     return RawCodes(files) if files else None

@@ -17,99 +17,152 @@ from ..core.labels import pick
 
 # %% ../../nbs/data/04_splits.ipynb #3056e482
 def people_of(
-    tiles:pd.DataFrame, # one row a tile: patient, site, and area_<class> columns in pixels, if any
-)->pd.DataFrame:        # one row a patient: patient, site, area_<class>
+    tiles: pd.DataFrame,  # one row a tile: patient, site, and area_<class> columns in pixels, if any
+) -> pd.DataFrame:  # one row a patient: patient, site, area_<class>
     "Add the tiles of each patient up."
     areas = [c for c in tiles.columns if c.startswith('area_')]
-    return tiles.groupby(['patient', 'site'], as_index=False)[areas].sum() if areas else tiles[['patient', 'site']].drop_duplicates().sort_values('patient', ignore_index=True)
+    return (
+        tiles.groupby(['patient', 'site'], as_index=False)[areas].sum()
+        if areas
+        else tiles[['patient', 'site']].drop_duplicates().sort_values('patient', ignore_index=True)
+    )
 
 # %% ../../nbs/data/04_splits.ipynb #699275e8
 OFFICIAL_TEST_SITES = {'TCGA': ('OL', 'LL', 'E2', 'EW', 'GM', 'S3'), 'SYNT': ('H5', 'H6')}  # project: hospitals
 
-def names_of(text:str)->list:
+
+def names_of(text: str) -> list:
     "Split a comma-separated parameter."
     return [t for t in re.split(r'[,\s]+', text) if t]
+
 
 def _known(asked, there, what):
     "Every name asked for, or an error that lists what there is."
     missing = [a for a in asked if a not in set(there)]
     has = ', '.join(sorted(set(there)))
-    if missing: raise ValueError(f'{what}: {", ".join(missing)} not in this data, which has {has} (patients without a usable tile are not counted)')
+    if missing:
+        raise ValueError(
+            f'{what}: {", ".join(missing)} not in this data, which has {has} (patients without a usable tile are not '
+            'counted)'
+        )
     return list(asked)
 
+
 def held_out(
-    people:pd.DataFrame, # columns patient, site
-    test_sites=(), test_patients=(), # names; both empty: the official hospitals
-)->set:                  # patients
+    people: pd.DataFrame,  # columns patient, site
+    test_sites=(),
+    test_patients=(),  # names; both empty: the official hospitals
+) -> set:  # patients
     "The patients of the test part."
-    sites, patients = _known(test_sites, people.site, 'test_sites'), _known(test_patients, people.patient, 'test_patients')
-    if not (sites or patients): sites = [s for p in people.patient.str[:4].unique() for s in OFFICIAL_TEST_SITES.get(p, ())]
+    sites, patients = (
+        _known(test_sites, people.site, 'test_sites'),
+        _known(test_patients, people.patient, 'test_patients'),
+    )
+    if not (sites or patients):
+        sites = [s for p in people.patient.str[:4].unique() for s in OFFICIAL_TEST_SITES.get(p, ())]
     test = set(patients) | set(people.patient[people.site.isin(sites)])
-    if not test: raise ValueError(f'the test part is empty: no patient comes from the official test hospitals {", ".join(sites)}; '
-        f'name others with test_sites (here: {", ".join(sorted(people.site.unique()))}) or patients with test_patients')
+    if not test:
+        raise ValueError(
+            f'the test part is empty: no patient comes from the official test hospitals {", ".join(sites)}; '
+            f'name others with test_sites (here: {", ".join(sorted(people.site.unique()))}) or patients with '
+            'test_patients'
+        )
     return test
 
 # %% ../../nbs/data/04_splits.ipynb #699a30ad
-def shares(people:pd.DataFrame)->np.ndarray: # (n classes,) sum 1; empty without areas
+def shares(people: pd.DataFrame) -> np.ndarray:  # (n classes,) sum 1; empty without areas
     "Class shares of the labelled area of some patients."
     areas = people.filter(like='area_').sum().to_numpy(float)
-    return areas/max(1., areas.sum())
+    return areas / max(1.0, areas.sum())
+
 
 def draw_validation(
-    rest:pd.DataFrame, # the patients outside the test part
-    n:int,             # patients to draw
-    seed:int=42,
-    draws=64,          # how many are tried; the first best counts
-)->set:                # patients
+    rest: pd.DataFrame,  # the patients outside the test part
+    n: int,  # patients to draw
+    seed: int = 42,
+    draws=64,  # how many are tried; the first best counts
+) -> set:  # patients
     "Draw validation patients hospital by hospital, with class shares like the rest's."
     rng, best = np.random.default_rng(seed), (np.inf, set())
     for _ in range(draws if n else 0):
         order = {s: i for i, s in enumerate(rng.permutation(sorted(rest.site.unique())))}
-        drawn = rest.iloc[rng.permutation(len(rest))].sort_values('site', key=lambda s: s.map(order), kind='stable').head(n)
+        drawn = (
+            rest.iloc[rng.permutation(len(rest))].sort_values('site', key=lambda s: s.map(order), kind='stable').head(n)
+        )
         off = np.abs(shares(drawn) - shares(rest)).sum()
-        if off < best[0]: best = off, set(drawn.patient)
+        if off < best[0]:
+            best = off, set(drawn.patient)
     return best[1]
 
 # %% ../../nbs/data/04_splits.ipynb #6e1f474c
 def patient_fold(
-    people:pd.DataFrame,
-    folds:int=5, fold:int=0, # how many, and which one is the test part, from 0
-    seed:int=42,
-)->set:                      # patients of that fold
+    people: pd.DataFrame,
+    folds: int = 5,
+    fold: int = 0,  # how many, and which one is the test part, from 0
+    seed: int = 42,
+) -> set:  # patients of that fold
     "The test patients of one fold."
-    if not 2 <= folds <= len(people): raise ValueError(f'folds must lie between 2 and the number of patients ({len(people)}), got {folds}')
-    if not 0 <= fold < folds: raise ValueError(f'fold must lie between 0 and {folds - 1}, got {fold}')
+    if not 2 <= folds <= len(people):
+        raise ValueError(f'folds must lie between 2 and the number of patients ({len(people)}), got {folds}')
+    if not 0 <= fold < folds:
+        raise ValueError(f'fold must lie between 0 and {folds - 1}, got {fold}')
     areas = people.filter(like='area_').to_numpy(float)
-    units = np.ceil(areas/max(1., areas.sum()/2000)).astype(int) if areas.size else np.ones((len(people), 1), int)
+    units = np.ceil(areas / max(1.0, areas.sum() / 2000)).astype(int) if areas.size else np.ones((len(people), 1), int)
     units[units.sum(1) == 0, 0] = 1
     patient, cls = (np.repeat(np.indices(units.shape)[i].ravel(), units.ravel()) for i in (0, 1))
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(cls, cls, patient)
     return set(people.patient.iloc[np.unique(patient[[test for _, test in parts][fold]])])
 
 # %% ../../nbs/data/04_splits.ipynb #cd866c3e
-SPLITS = {'site': 'the official test hospitals held out', 'custom': 'the hospitals and patients you list held out',
-          'patient-kfold': 'one fold of patients held out', 'shipped': 'the folders Kaggle ships: leaky'}
+SPLITS = {
+    'site': 'the official test hospitals held out',
+    'custom': 'the hospitals and patients you list held out',
+    'patient-kfold': 'one fold of patients held out',
+    'shipped': 'the folders Kaggle ships: leaky',
+}
+
 
 def split_patients(
-    people:pd.DataFrame, # columns patient, site and area_<class>, if any
-    name:str='',         # 'site', 'custom' or 'patient-kfold'; '': custom when lists are given, else site
-    test_sites=(), test_patients=(), val_patients=(), # names; val_patients are drawn when none are given
-    folds:int=5, fold:int=0, # see `patient_fold`
-    val:float=.2,        # share of the patients outside the test part, 0 (off) to below 1
-    seed:int=42,
-)->dict:                 # patient -> 'train', 'val' or 'test'; ValueError on an empty part says what to change
+    people: pd.DataFrame,  # columns patient, site and area_<class>, if any
+    name: str = '',  # 'site', 'custom' or 'patient-kfold'; '': custom when lists are given, else site
+    test_sites=(),
+    test_patients=(),
+    val_patients=(),  # names; val_patients are drawn when none are given
+    folds: int = 5,
+    fold: int = 0,  # see `patient_fold`
+    val: float = 0.2,  # share of the patients outside the test part, 0 (off) to below 1
+    seed: int = 42,
+) -> dict:  # patient -> 'train', 'val' or 'test'; ValueError on an empty part says what to change
     "Give every patient one part."
-    if not 0 <= val < 1: raise ValueError(f'val is a share from 0 to below 1, got {val}')
+    if not 0 <= val < 1:
+        raise ValueError(f'val is a share from 0 to below 1, got {val}')
     people = people_of(people)
     name, lists = _split_name(name, test_sites, test_patients, val_patients)
-    if len(people) == 1 and name == 'site': return {people.patient.item(): 'train'}
-    test = patient_fold(people, folds, fold, seed) if name == 'patient-kfold' else held_out(people, test_sites, test_patients)
+    if len(people) == 1 and name == 'site':
+        return {people.patient.item(): 'train'}
+    test = (
+        patient_fold(people, folds, fold, seed)
+        if name == 'patient-kfold'
+        else held_out(people, test_sites, test_patients)
+    )
     rest = people[~people.patient.isin(test)]
-    if rest.empty: raise ValueError('the training part is empty: every patient is in the test part; hold out fewer with test_sites or test_patients')
-    if twice := sorted(set(val_patients) & test): raise ValueError(f'val_patients: {", ".join(twice)} already in the test part; name others')
-    drawn = set(_known(val_patients, rest.patient, 'val_patients')) or draw_validation(rest, max(1, round(val*len(rest))) if val else 0, seed)
-    if len(drawn) >= len(rest): raise ValueError(f'the validation part would leave no training patient: {len(rest)} patient(s) remain beside the test part, too few '
-        f'for val={val}. val=0 (VAL=0) switches validation off; the last checkpoint is then used, and the report says so')
+    if rest.empty:
+        raise ValueError(
+            'the training part is empty: every patient is in the test part; hold out fewer with test_sites or '
+            'test_patients'
+        )
+    if twice := sorted(set(val_patients) & test):
+        raise ValueError(f'val_patients: {", ".join(twice)} already in the test part; name others')
+    drawn = set(_known(val_patients, rest.patient, 'val_patients')) or draw_validation(
+        rest, max(1, round(val * len(rest))) if val else 0, seed
+    )
+    if len(drawn) >= len(rest):
+        raise ValueError(
+            f'the validation part would leave no training patient: {len(rest)} patient(s) remain beside the test '
+            'part, too few '
+            f'for val={val}. val=0 (VAL=0) switches validation off; the last checkpoint is then used, and the report '
+            'says so'
+        )
     return {p: 'test' if p in test else 'val' if p in drawn else 'train' for p in people.patient}
 
 # %% ../../nbs/data/04_splits.ipynb #7edd7435
@@ -118,28 +171,38 @@ def _split_name(name, *lists):
     given = any(map(len, lists))
     name = name or ('custom' if given else 'site')
     pick(SPLITS, name, 'split')
-    if name == 'custom' and not given: raise ValueError('split custom needs a list: give test_sites or test_patients')
-    if name != 'custom' and given: raise ValueError(f'lists of hospitals or patients go with split custom, not {name}')
+    if name == 'custom' and not given:
+        raise ValueError('split custom needs a list: give test_sites or test_patients')
+    if name != 'custom' and given:
+        raise ValueError(f'lists of hospitals or patients go with split custom, not {name}')
     return name, given
 
 # %% ../../nbs/data/04_splits.ipynb #01e-spli27
 def shipped_parts(
-    tiles:pd.DataFrame, # columns patient, shipped_split
-)->np.ndarray:          # (n,) 'train' or 'test'; ValueError when the source ships no folders
+    tiles: pd.DataFrame,  # columns patient, shipped_split
+) -> np.ndarray:  # (n,) 'train' or 'test'; ValueError when the source ships no folders
     "Take the shipped folders as they are."
     if not set(tiles.shipped_split) >= {'train', 'val'}:
-        raise ValueError('split shipped needs the folders train and val of a Kaggle release; this source has none: use site, patient-kfold or custom')
+        raise ValueError(
+            'split shipped needs the folders train and val of a Kaggle release; this source has none: use site, '
+            'patient-kfold or custom'
+        )
     return np.where(tiles.shipped_split == 'val', 'test', 'train')
 
+
 def shared_patients(
-    tiles:pd.DataFrame, # columns patient, split
-)->list:                # names
+    tiles: pd.DataFrame,  # columns patient, split
+) -> list:  # names
     "Patients that stand in more than one part."
     parts = tiles.groupby('patient').split.nunique()
     return sorted(parts.index[parts > 1])
 
+
 def check_split(
-    tiles:pd.DataFrame, # columns patient, split
+    tiles: pd.DataFrame,  # columns patient, split
 ):
     "Raise ValueError when a patient stands in two parts."
-    if shared := shared_patients(tiles): raise ValueError(f'patient in two parts: {", ".join(shared[:5])}; give each patient one part (see split_patients)')
+    if shared := shared_patients(tiles):
+        raise ValueError(
+            f'patient in two parts: {", ".join(shared[:5])}; give each patient one part (see split_patients)'
+        )

@@ -10,4 +10,4 @@ import numpy as np
 
 # %% ../../nbs/data/00_stains.ipynb #stain-05
 # optical density of hematoxylin, eosin and the residual in R, G, B; Ruifrok and Johnston (2001)
-STAIN_VECTORS = np.array([[.65, .70, .29], [.07, .99, .11], [.27, .57, .78]])
+STAIN_VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])

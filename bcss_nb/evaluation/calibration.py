@@ -17,65 +17,81 @@ from ..core.labels import IGNORE
 
 # %% ../../nbs/evaluation/03_calibration.ipynb #02e-cali08
 def labelled(
-    logits:Tensor, # (B, C, H, W)
-    truth:Tensor,  # (B, H, W) class index or IGNORE
-)->tuple:          # (M, C) float32, (M,) int64
+    logits: Tensor,  # (B, C, H, W)
+    truth: Tensor,  # (B, H, W) class index or IGNORE
+) -> tuple:  # (M, C) float32, (M,) int64
     "The labelled pixels of a batch, as rows."
     keep = truth != IGNORE
     return logits.movedim(1, -1)[keep].float(), truth[keep].long()
 
+
 def fit_temperature(
-    logits:Tensor, # (M, C)
-    truth:Tensor,  # (M,) class index
-)->float:          # between 0.05 and 20; ValueError without pixels
+    logits: Tensor,  # (M, C)
+    truth: Tensor,  # (M,) class index
+) -> float:  # between 0.05 and 20; ValueError without pixels
     "The temperature with the least cross-entropy."
-    if not len(truth): raise ValueError('no labelled validation pixel to fit a temperature on')
-    found = minimize_scalar(lambda v: F.cross_entropy(logits/np.exp(v), truth).item(), bounds=(-3, 3), method='bounded', options=dict(xatol=1e-3))
+    if not len(truth):
+        raise ValueError('no labelled validation pixel to fit a temperature on')
+    found = minimize_scalar(
+        lambda v: F.cross_entropy(logits / np.exp(v), truth).item(),
+        bounds=(-3, 3),
+        method='bounded',
+        options=dict(xatol=1e-3),
+    )
     return float(np.exp(found.x))
 
 # %% ../../nbs/evaluation/03_calibration.ipynb #02e-cali11
 BINS = 15
 
-def _bins(prob:Tensor, hit:Tensor)->Tensor: # (BINS, 3) float64
+
+def _bins(prob: Tensor, hit: Tensor) -> Tensor:  # (BINS, 3) float64
     "Pixels, sum of probability and hits of each bin."
-    at = (prob*BINS).long().clamp(0, BINS - 1)
+    at = (prob * BINS).long().clamp(0, BINS - 1)
     weights = torch.ones_like(prob), prob, hit.to(prob.dtype)
     return torch.stack([torch.bincount(at, w.double(), BINS) for w in weights], -1)
 
+
 def reliability_counts(
-    prob:Tensor,  # (M, C) probabilities
-    truth:Tensor, # (M,) class index
-)->np.ndarray:    # (1 + C, BINS, 3): of the predicted class, then of each class: pixels, sum of probability, hits
+    prob: Tensor,  # (M, C) probabilities
+    truth: Tensor,  # (M,) class index
+) -> np.ndarray:  # (1 + C, BINS, 3): of the predicted class, then of each class: pixels, sum of probability, hits
     "Fill the bins of the reliability diagrams."
     top, pred = prob.max(1)
     pairs = [(top, pred == truth)] + [(prob[:, c], truth == c) for c in range(prob.shape[1])]
     return torch.stack([_bins(p, hit) for p, hit in pairs]).cpu().numpy()
 
+
 def ece(
-    counts, # (..., BINS, 3) pixels, sum of probability, hits
-)->np.ndarray: # (...) 0 to 1; nan without pixels
+    counts,  # (..., BINS, 3) pixels, sum of probability, hits
+) -> np.ndarray:  # (...) 0 to 1; nan without pixels
     "Expected calibration error: mean distance of probability and hits, over pixels."
     n, prob, hits = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    with np.errstate(invalid='ignore', divide='ignore'): return np.abs(prob - hits).sum(-1)/n.sum(-1)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.abs(prob - hits).sum(-1) / n.sum(-1)
+
 
 def ece_by_class(
-    counts, # (..., 1 + C, BINS, 3) from `reliability_counts`
-)->np.ndarray: # (..., C) 0 to 1; nan without a true pixel
+    counts,  # (..., 1 + C, BINS, 3) from `reliability_counts`
+) -> np.ndarray:  # (..., C) 0 to 1; nan without a true pixel
     "Expected calibration error of each class by itself."
     each = np.asarray(counts, dtype=np.float64)[..., 1:, :, :]
     return np.where(each[..., 2].sum(-1) > 0, ece(each), np.nan)
 
 # %% ../../nbs/evaluation/03_calibration.ipynb #02e-cali12
 def show_reliability(
-    counts:dict, # title -> (BINS, 3)
+    counts: dict,  # title -> (BINS, 3)
 ):
     "Reliability diagrams; the size of a dot is the share of the pixels."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(counts), figsize=(2.7*len(counts), 2.8), layout='constrained', squeeze=False, sharey=True)
+
+    fig, axes = plt.subplots(
+        1, len(counts), figsize=(2.7 * len(counts), 2.8), layout='constrained', squeeze=False, sharey=True
+    )
     for ax, (title, c) in zip(axes[0], counts.items()):
         c = c[c[:, 0] > 0]
-        ax.plot([0, 1], [0, 1], color='#999999', lw=.8); ax.plot(c[:, 1]/c[:, 0], c[:, 2]/c[:, 0], color='black', lw=.8)
-        ax.scatter(c[:, 1]/c[:, 0], c[:, 2]/c[:, 0], s=4 + 160*c[:, 0]/c[:, 0].sum(), color='#0072B2', zorder=3)
+        ax.plot([0, 1], [0, 1], color='#999999', lw=0.8)
+        ax.plot(c[:, 1] / c[:, 0], c[:, 2] / c[:, 0], color='black', lw=0.8)
+        ax.scatter(c[:, 1] / c[:, 0], c[:, 2] / c[:, 0], s=4 + 160 * c[:, 0] / c[:, 0].sum(), color='#0072B2', zorder=3)
         ax.set(title=f'{title}\nECE {ece(c):.3f}', xlabel='probability', xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel('share that is right')
     return fig
@@ -83,37 +99,43 @@ def show_reliability(
 # %% ../../nbs/evaluation/03_calibration.ipynb #02e-cali16
 LEVELS = 200  # bins of doubt
 
+
 def doubt(
-    prob:Tensor, # (..., C) probabilities
-)->Tensor:       # (...) 0 to 1
+    prob: Tensor,  # (..., C) probabilities
+) -> Tensor:  # (...) 0 to 1
     "Entropy of the classes, as a share of the largest possible."
-    return torch.special.entr(prob).sum(-1)/np.log(prob.shape[-1])
+    return torch.special.entr(prob).sum(-1) / np.log(prob.shape[-1])
+
 
 def doubt_counts(
-    prob:Tensor,  # (M, C)
-    truth:Tensor, # (M,)
-)->np.ndarray:    # (LEVELS, 2) float64: right and wrong pixels
+    prob: Tensor,  # (M, C)
+    truth: Tensor,  # (M,)
+) -> np.ndarray:  # (LEVELS, 2) float64: right and wrong pixels
     "Histograms of doubt, of pixels that are right and of those that are wrong."
-    at, wrong = (doubt(prob)*LEVELS).long().clamp(0, LEVELS - 1), prob.argmax(1) != truth
-    return torch.bincount(2*at + wrong, minlength=2*LEVELS).view(LEVELS, 2).double().cpu().numpy()
+    at, wrong = (doubt(prob) * LEVELS).long().clamp(0, LEVELS - 1), prob.argmax(1) != truth
+    return torch.bincount(2 * at + wrong, minlength=2 * LEVELS).view(LEVELS, 2).double().cpu().numpy()
 
 # %% ../../nbs/evaluation/03_calibration.ipynb #02e-cali18
 def auroc(
-    counts, # (..., LEVELS, 2)
-)->np.ndarray: # (...) 0.5 is no help; nan when all pixels are right, or all wrong
+    counts,  # (..., LEVELS, 2)
+) -> np.ndarray:  # (...) 0.5 is no help; nan when all pixels are right, or all wrong
     "Chance that a wrong pixel has more doubt than a right one, ties counted half."
     right, wrong = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    below = np.cumsum(right, -1) - right/2
-    with np.errstate(invalid='ignore', divide='ignore'): return (wrong*below).sum(-1)/(wrong.sum(-1)*right.sum(-1))
+    below = np.cumsum(right, -1) - right / 2
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return (wrong * below).sum(-1) / (wrong.sum(-1) * right.sum(-1))
+
 
 def risk_coverage(
-    counts, # (LEVELS, 2)
-)->tuple:   # (LEVELS,) share of pixels kept, (LEVELS,) share of wrong ones among them; nan where none is kept
+    counts,  # (LEVELS, 2)
+) -> tuple:  # (LEVELS,) share of pixels kept, (LEVELS,) share of wrong ones among them; nan where none is kept
     "Errors that remain when the most doubtful pixels are left out."
     right, wrong = np.cumsum(np.asarray(counts, dtype=np.float64), 0).T
-    with np.errstate(invalid='ignore', divide='ignore'): return (right + wrong)/(right[-1] + wrong[-1]), wrong/(right + wrong)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return (right + wrong) / (right[-1] + wrong[-1]), wrong / (right + wrong)
 
-def risk_at(counts, coverage=.8)->float: # 0 to 1
+
+def risk_at(counts, coverage=0.8) -> float:  # 0 to 1
     "Share of wrong pixels among the least doubtful part."
     kept, risk = risk_coverage(counts)
     return float(np.interp(coverage, kept[kept > 0], risk[kept > 0]))

@@ -19,90 +19,131 @@ from ..core.files import from_root, repo_root
 from ..core.labels import pick
 from ..data.dataset import TileSet, evenly_spaced
 from .scoring import describe_absent, load_evaluation
-from .statistics import MIN_PATIENTS, Verdict, bounds, by_cluster, classify_difference, holm, paired_difference, seeds_first
+from bcss_nb.evaluation.statistics import (
+    MIN_PATIENTS,
+    Verdict,
+    bounds,
+    by_cluster,
+    classify_difference,
+    holm,
+    paired_difference,
+    seeds_first,
+)
 from ..training.metrics import confusion_by_patient, dice, mean_dice, named
 from ..models.registry import ColourBaseline
 
 # %% ../../nbs/05_compare.ipynb #4a3b0255
-def evaluated(folder, names:list, ts:TileSet)->bool:
+def evaluated(folder, names: list, ts: TileSet) -> bool:
     "Whether a folder holds evaluations of these models on exactly this data, by the present rule for absent classes."
-    try: found = [load_evaluation(folder, n)[0] for n in names]
-    except FileNotFoundError: return False
+    try:
+        found = [load_evaluation(folder, n)[0] for n in names]
+    except FileNotFoundError:
+        return False
     return all(r.get('data') == ts.manifest['id'] and 'absent_predicted' in r for r in found)
 
 # %% ../../nbs/05_compare.ipynb #88230735
 def check_comparable(
-    records:list, # from `load_evaluation`
+    records: list,  # from `load_evaluation`
 ):
-    "Raise ValueError when records differ in source, schema, split, patients, tiles, seeds or the classes that are absent."
+    """Raise ValueError when records differ in source, schema, split, patients, tiles, seeds or the classes that are
+    absent."""
     for key in ('source', 'schema', 'split', 'test_patients', 'tiles', 'seeds', 'absent'):
         values = [r.get(key) for r in records]
         if any(v != values[0] for v in values):
-            found = '; '.join(f"{r['model']}: {r.get(key)}" for r in records)
+            found = '; '.join(f'{r["model"]}: {r.get(key)}' for r in records)
             raise ValueError(f'cannot compare: {key} differs ({found}); train and evaluate both alike')
 
 # %% ../../nbs/05_compare.ipynb #5b900f2d
 def colour_counts(
-    ts:TileSet,
+    ts: TileSet,
     tiles=200,  # training tiles looked at, evenly chosen
-    chunk=64,   # test tiles at a time
-)->np.ndarray:  # (P, n, n) counts, patients sorted by name
+    chunk=64,  # test tiles at a time
+) -> np.ndarray:  # (P, n, n) counts, patients sorted by name
     "Score the RGB-only baseline on the test part."
     train, test = ts.part('train'), ts.part('test')
     train = evenly_spaced(train, tiles)
     model = ColourBaseline().fit(ts.images[train], ts.labels[train])
-    pred = np.concatenate([model.predict(ts.images[test[i:i+chunk]]) for i in range(0, len(test), chunk)])
-    return confusion_by_patient(torch.from_numpy(ts.labels[test]), torch.from_numpy(pred), ts.tiles.patient.iloc[test], len(ts.schema.classes))[1].numpy()
+    pred = np.concatenate([model.predict(ts.images[test[i : i + chunk]]) for i in range(0, len(test), chunk)])
+    return confusion_by_patient(
+        torch.from_numpy(ts.labels[test]), torch.from_numpy(pred), ts.tiles.patient.iloc[test], len(ts.schema.classes)
+    )[1].numpy()
 
 # %% ../../nbs/05_compare.ipynb #b4e5b21e
 def baseline_record(
     colour,  # (P, n, n) counts
-    classes, # class names
-)->dict:     # model, dice by class, dice_mean
+    classes,  # class names
+) -> dict:  # model, dice by class, dice_mean
     "The scores of colour alone."
     pooled = colour.sum(0)
-    return dict(model='logistic regression on RGB', dice=named(dice(pooled), classes), dice_mean=named([mean_dice(pooled)], ['m'])['m'])
+    return dict(
+        model='logistic regression on RGB',
+        dice=named(dice(pooled), classes),
+        dice_mean=named([mean_dice(pooled)], ['m'])['m'],
+    )
 
 # %% ../../nbs/05_compare.ipynb #335fa3ff
 def compare_table(
-    records:list,  # from `load_evaluation`
-    baseline=None, # dict(dice, dice_mean) of colour alone
-):                 # DataFrame, one row a model
+    records: list,  # from `load_evaluation`
+    baseline=None,  # dict(dice, dice_mean) of colour alone
+):  # DataFrame, one row a model
     "Scores and costs side by side."
     import pandas as pd
+
     def one(r):
         low, high = r['dice_mean_interval']
-        span, surface = f' ({low:.3f} to {high:.3f})' if low is not None else '', [v for v in r['surface_dice'].values() if v is not None]
-        return {'mean Dice': shown(r['dice_mean']) + span, **by_class(r), 'surface Dice': shown(np.mean(surface) if surface else None),
-            'parameters (M)': f"{r['parameters']/1e6:.2f}", 'GMACs': f"{r['gmacs']:.2f}", 'training (s)': f"{r['train_seconds']:.0f}",
-            'training (tiles/s)': f"{r['train_tiles_s']:.0f}", 'predicting (tiles/s)': f"{r['tiles_s']:.0f}", 'memory (GiB)': f"{r['peak_memory_gib']:.1f}"}
-    shown = lambda v: '' if v is None else f'{v:.3f}'
-    by_class = lambda r: {f'Dice {c}': shown(v) for c, v in r['dice'].items()}
-    rows = [dict(model=r['model'] + ' (leaky split)'*bool(r.get('leak')), **one(r)) for r in records]
-    if baseline: rows.append({'model': 'colour only', **by_class(baseline), 'mean Dice': shown(baseline['dice_mean'])})
+        span, surface = (
+            f' ({low:.3f} to {high:.3f})' if low is not None else '',
+            [v for v in r['surface_dice'].values() if v is not None],
+        )
+        return {
+            'mean Dice': shown(r['dice_mean']) + span,
+            **by_class(r),
+            'surface Dice': shown(np.mean(surface) if surface else None),
+            'parameters (M)': f'{r["parameters"] / 1e6:.2f}',
+            'GMACs': f'{r["gmacs"]:.2f}',
+            'training (s)': f'{r["train_seconds"]:.0f}',
+            'training (tiles/s)': f'{r["train_tiles_s"]:.0f}',
+            'predicting (tiles/s)': f'{r["tiles_s"]:.0f}',
+            'memory (GiB)': f'{r["peak_memory_gib"]:.1f}',
+        }
+
+    def shown(v):
+        return '' if v is None else f'{v:.3f}'
+
+    def by_class(r):
+        return {f'Dice {c}': shown(v) for c, v in r['dice'].items()}
+
+    rows = [dict(model=r['model'] + ' (leaky split)' * bool(r.get('leak')), **one(r)) for r in records]
+    if baseline:
+        rows.append({'model': 'colour only', **by_class(baseline), 'mean Dice': shown(baseline['dice_mean'])})
     return pd.DataFrame(rows).set_index('model').fillna('')
 
 # %% ../../nbs/05_compare.ipynb #0981d39d
 def show_patients(
-    a, b,        # (S, P, n, n) counts of two models
-    names:tuple, # of the models
-    schema,      # whose colours
+    a,
+    b,  # (S, P, n, n) counts of two models
+    names: tuple,  # of the models
+    schema,  # whose colours
 ):
     "Dice of each patient and class under two models."
     import matplotlib.pyplot as plt
+
     x, y = (dice(seeds_first(c)).mean(0) for c in (a, b))
     fig, ax = plt.subplots(figsize=(3.6, 3.6), layout='constrained')
-    ax.plot([0, 1], [0, 1], color='#999999', lw=.8)
-    for i, (c, color) in enumerate(zip(schema.classes, schema.colors)): ax.scatter(x[:, i], y[:, i], s=18, color=color, label=c)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel=f'Dice of {names[0]}', ylabel=f'Dice of {names[1]}', aspect='equal'); ax.legend(frameon=False, fontsize=8)
+    ax.plot([0, 1], [0, 1], color='#999999', lw=0.8)
+    for i, (c, color) in enumerate(zip(schema.classes, schema.colors)):
+        ax.scatter(x[:, i], y[:, i], s=18, color=color, label=c)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel=f'Dice of {names[0]}', ylabel=f'Dice of {names[1]}', aspect='equal')
+    ax.legend(frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/05_compare.ipynb #c72a2e10
 def differences(
-    a, b,         # (S, P, n, n) counts of two models
-    classes,      # class names
-)->dict:          # class name or 'mean' -> dict(mean, low, high, wide_low, wide_high, p, patients, seeds); None where undefined. p of classes after Holm
-    "Dice of a minus Dice of b by class, and of the mean over classes."
+    a,
+    b,  # (S, P, n, n) counts of two models
+    classes,  # class names
+) -> dict:  # class name or 'mean' -> dict(mean, low, high, wide_low, wide_high, p, patients, seeds)
+    "Dice of a minus Dice of b by class, and of the mean over classes; None where undefined, p of classes after Holm."
     out = {}
     for score, names in ((dice, classes), (lambda c: mean_dice(c)[..., None], ['mean'])):
         d = paired_difference(a, b, score)
@@ -113,52 +154,72 @@ def differences(
 
 # %% ../../nbs/05_compare.ipynb #b027da24
 def show_differences(
-    pair:dict, # from `differences`
-    title:str, # which minus which
+    pair: dict,  # from `differences`
+    title: str,  # which minus which
 ):
     "Forest plot of the paired differences."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6, .45*len(pair) + .9), layout='constrained')
+
+    fig, ax = plt.subplots(figsize=(6, 0.45 * len(pair) + 0.9), layout='constrained')
     for i, d in enumerate(pair.values()):
-        if d['mean'] is None: continue
+        if d['mean'] is None:
+            continue
         for low, high, lw in (('wide_low', 'wide_high', 1), ('low', 'high', 4)):
-            if d[low] is not None: ax.plot([d[low], d[high]], [i, i], color='black', lw=lw, solid_capstyle='butt')
+            if d[low] is not None:
+                ax.plot([d[low], d[high]], [i, i], color='black', lw=lw, solid_capstyle='butt')
         ax.plot(d['mean'], i, 'o', color='white', mec='black')
-    ax.axvline(0, color='grey', lw=.8)
-    ax.set(yticks=range(len(pair)), yticklabels=list(pair), ylim=(len(pair) - .5, -.5), xlabel=title)
+    ax.axvline(0, color='grey', lw=0.8)
+    ax.set(yticks=range(len(pair)), yticklabels=list(pair), ylim=(len(pair) - 0.5, -0.5), xlabel=title)
     return fig
 
 # %% ../../nbs/05_compare.ipynb #62cd431a
-def spread_table(records:list): # DataFrame
+def spread_table(records: list):  # DataFrame
     "Standard deviations of mean Dice: between seeds, between patients."
     import pandas as pd
-    keys = {'model': 'model', 'dice_mean': 'mean Dice', 'dice_mean_sd_seeds': 'between seeds', 'dice_mean_sd_patients': 'between patients', 'patients': 'patients'}
-    return pd.DataFrame([{new: r[old] for old, new in keys.items()} | dict(seeds=len(r['seeds'])) for r in records]).set_index('model')
+
+    keys = {
+        'model': 'model',
+        'dice_mean': 'mean Dice',
+        'dice_mean_sd_seeds': 'between seeds',
+        'dice_mean_sd_patients': 'between patients',
+        'patients': 'patients',
+    }
+    return pd.DataFrame(
+        [{new: r[old] for old, new in keys.items()} | dict(seeds=len(r['seeds'])) for r in records]
+    ).set_index('model')
 
 # %% ../../nbs/05_compare.ipynb #9978f49f
 @dataclass(frozen=True)
 class Outcome:
     "What a comparison of two models allows to say."
-    verdict:Verdict       # of the first model against the second
-    better_model:str|None # None unless one is better
-    text:str              # one sentence
+
+    verdict: Verdict  # of the first model against the second
+    better_model: str | None  # None unless one is better
+    text: str  # one sentence
 
 
 def judge_models(
-    a:str, b:str,       # model names
-    d:dict,             # dict(mean, low, high, wide_low, wide_high, p, patients, seeds) of mean Dice, a minus b
-    unit:str='patient', # what was drawn
-)->Outcome:
+    a: str,
+    b: str,  # model names
+    d: dict,  # dict(mean, low, high, wide_low, wide_high, p, patients, seeds) of mean Dice, a minus b
+    unit: str = 'patient',  # what was drawn
+) -> Outcome:
     "Which model is better, that they are not distinguishable, or that there are too few patients to say."
-    n = f"{d['patients']} held-out {unit}{'s' if d['patients'] > 1 else ''}"
+    n = f'{d["patients"]} held-out {unit}{"s" if d["patients"] > 1 else ""}'
     known = {k: np.nan if v is None else v for k, v in d.items()}
-    verdict = classify_difference(known | dict(half=0., low=known['wide_low'], high=known['wide_high']))
+    verdict = classify_difference(known | dict(half=0.0, low=known['wide_low'], high=known['wide_high']))
     if verdict is Verdict.TOO_FEW_PATIENTS:
-        return Outcome(verdict, None, f"Too few {unit}s to say: {a} minus {b} is {d['mean']:+.3f} mean Dice on {n}; "
-                                      f'an interval worth the name needs at least {MIN_PATIENTS}.')
-    of = f"{unit}s and {d['seeds']} seeds" if d['seeds'] > 1 else f'{unit}s, one training seed each'
-    span = (f"{d['mean']:+.3f} mean Dice (95 % interval over {of} {d['wide_low']:+.3f} to {d['wide_high']:+.3f}, "
-            f"permutation p {d['p']:.4f}, {n})")
+        return Outcome(
+            verdict,
+            None,
+            f'Too few {unit}s to say: {a} minus {b} is {d["mean"]:+.3f} mean Dice on {n}; '
+            f'an interval worth the name needs at least {MIN_PATIENTS}.',
+        )
+    of = f'{unit}s and {d["seeds"]} seeds' if d['seeds'] > 1 else f'{unit}s, one training seed each'
+    span = (
+        f'{d["mean"]:+.3f} mean Dice (95 % interval over {of} {d["wide_low"]:+.3f} to {d["wide_high"]:+.3f}, '
+        f'permutation p {d["p"]:.4f}, {n})'
+    )
     if verdict is Verdict.BETTER:
         return Outcome(verdict, a, f'{a} is better than {b}: {span}.')
     if verdict is Verdict.WORSE:
@@ -167,93 +228,158 @@ def judge_models(
 
 # %% ../../nbs/05_compare.ipynb #abfbe3c1
 def compare(
-    records:list, # from `load_evaluation`, in the order asked for
-    counts:list,  # (S, P, n, n) of each
-    colour,       # (P, n, n) of the baseline
-    cluster='patient', # what is drawn: 'patient' or 'hospital'
-)->dict:          # what goes into compare.json
+    records: list,  # from `load_evaluation`, in the order asked for
+    counts: list,  # (S, P, n, n) of each
+    colour,  # (P, n, n) of the baseline
+    cluster='patient',  # what is drawn: 'patient' or 'hospital'
+) -> dict:  # what goes into compare.json
     "Records, paired difference, distance from the colour baseline, and the verdict."
     check_comparable(records)
-    classes, names, unit = records[0]['classes'], [r['model'] for r in records], pick(dict(patient='patient', hospital='hospital'), cluster, 'cluster')
-    if unit == 'hospital': counts, colour = [by_cluster(c, records[0]['sites']) for c in counts], by_cluster(colour, records[0]['sites'])
+    classes, names, unit = (
+        records[0]['classes'],
+        [r['model'] for r in records],
+        pick(dict(patient='patient', hospital='hospital'), cluster, 'cluster'),
+    )
+    if unit == 'hospital':
+        counts, colour = [by_cluster(c, records[0]['sites']) for c in counts], by_cluster(colour, records[0]['sites'])
     pair = differences(counts[0], counts[1], classes) if len(records) == 2 else {}
     only = f'Nothing to compare: {", ".join(names)} only. Give two models.'
     outcome = judge_models(*names, pair['mean'], unit) if pair else Outcome(Verdict.NOTHING_TO_COMPARE, None, only)
     above = {n: differences(c, np.repeat(colour[None], len(c), 0), classes)['mean'] for n, c in zip(names, counts)}
     public = [{k: v for k, v in r.items() if k != 'history'} for r in records]
-    return dict(models=public, cluster=cluster, difference=pair, outcome=outcome.verdict.value, better_model=outcome.better_model, verdict=outcome.text,
-        baseline=baseline_record(colour, classes), above_baseline=above)
+    return dict(
+        models=public,
+        cluster=cluster,
+        difference=pair,
+        outcome=outcome.verdict.value,
+        better_model=outcome.better_model,
+        verdict=outcome.text,
+        baseline=baseline_record(colour, classes),
+        above_baseline=above,
+    )
 
-def baseline_sentence(name:str, d:dict)->str:
+
+def baseline_sentence(name: str, d: dict) -> str:
     "How far a model stands above colour alone."
-    span = f"95 % interval {d['low']:+.3f} to {d['high']:+.3f}, " if d['low'] is not None else ''
-    return f"{name} is {d['mean']:+.3f} mean Dice from colour alone ({span}{d['patients']} held-out patient{'s'*(d['patients'] > 1)})."
+    span = f'95 % interval {d["low"]:+.3f} to {d["high"]:+.3f}, ' if d['low'] is not None else ''
+    return (
+        f'{name} is {d["mean"]:+.3f} mean Dice from colour alone ({span}{d["patients"]} held-out '
+        f'patient{"s" * (d["patients"] > 1)}).'
+    )
 
 # %% ../../nbs/05_compare.ipynb #8ed75f5a
-def budget_sentence(records:list)->str: # from `load_evaluation`
+def budget_sentence(records: list) -> str:  # from `load_evaluation`
     "How long each model was trained, and whether that was the same for all."
-    def told(b): return f"{b['minutes']:g} minutes" if b['unit'] == 'minutes' else f"{b['steps']} steps of {b['batch']} tiles"
+
+    def told(b):
+        return f'{b["minutes"]:g} minutes' if b['unit'] == 'minutes' else f'{b["steps"]} steps of {b["batch"]} tiles'
+
     each = {r['model']: told(r['budget']) for r in records}
-    if len(set(each.values())) == 1: return f"Training budget: equal {'time' if records[0]['budget']['unit'] == 'minutes' else 'steps'}, {each[records[0]['model']]}."
+    if len(set(each.values())) == 1:
+        return (
+            f'Training budget: equal {"time" if records[0]["budget"]["unit"] == "minutes" else "steps"}, '
+            f'{each[records[0]["model"]]}.'
+        )
     return 'Training budgets differ: ' + '; '.join(f'{m} {w}' for m, w in each.items()) + '.'
 
 # %% ../../nbs/05_compare.ipynb #19c6927d
-def sentences(result:dict)->list: # from `compare`
-    "The comparison in words: verdict, distances from colour alone, what is missing, and how the checkpoints were chosen."
+def sentences(result: dict) -> list:  # from `compare`
+    """The comparison in words: verdict, distances from colour alone, what is missing, and how the checkpoints were
+    chosen."""
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
-    leaks = sorted({r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')})
-    return [*leaks, result['verdict'], *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()),
-            *gaps(*result['models']), budget_sentence(result['models']), f'Checkpoints: {notes}.']
+    leaks = sorted(
+        {r['leak'] + ': these scores say nothing about new patients.' for r in result['models'] if r.get('leak')}
+    )
+    return [
+        *leaks,
+        result['verdict'],
+        *(baseline_sentence(n, d) for n, d in result['above_baseline'].items()),
+        *gaps(*result['models']),
+        budget_sentence(result['models']),
+        f'Checkpoints: {notes}.',
+    ]
+
 
 def gaps(
-    *records, # of models that were scored on the same patients
-)->list:      # sentences
+    *records,  # of models that were scored on the same patients
+) -> list:  # sentences
     "What the data cannot say."
     r = records[0]
-    return ([f"One test patient ({r['test_patients'][0]}) carries no interval: how patients differ cannot be seen in one."]*(r['patients'] == 1)
+    return (
+        [f'One test patient ({r["test_patients"][0]}) carries no interval: how patients differ cannot be seen in one.']
+        * (r['patients'] == 1)
         + describe_absent(records)
-        + ['One training seed each: how much is luck of the training is not known.']*(len(r['seeds']) == 1))
+        + ['One training seed each: how much is luck of the training is not known.'] * (len(r['seeds']) == 1)
+    )
+
 
 def print_comparison(reports='reports'):
     "Print the table and the sentences of a finished comparison."
-    result = json.loads((from_root(reports)/'compare.json').read_text())
+    result = json.loads((from_root(reports) / 'compare.json').read_text())
     print(compare_table(result['models'], result['baseline']).to_string(), *sentences(result), sep='\n\n')
 
 # %% ../../nbs/05_compare.ipynb #fa51ac54
 def sweep_table(
-    experiments, # DataFrame of `dvc exp show --csv`
-    grid:list,   # names of the parameters that were varied
-    group='',    # only experiments of this group
-):               # DataFrame: name, varied parameters, mean Dice of each model
+    experiments,  # DataFrame of `dvc exp show --csv`
+    grid: list,  # names of the parameters that were varied
+    group='',  # only experiments of this group
+):  # DataFrame: name, varied parameters, mean Dice of each model
     "The finished experiments of a sweep."
     done = experiments[experiments.Experiment.notna() & experiments.typ.str.startswith('branch')]
-    if group: done = done[done['group'] == group]
-    scores = {c: c.split('metrics_')[-1].replace('.json:dice_mean', '') for c in done.columns if c.endswith('.json:dice_mean') and 'metrics_' in c}
+    if group:
+        done = done[done['group'] == group]
+    scores = {
+        c: c.split('metrics_')[-1].replace('.json:dice_mean', '')
+        for c in done.columns
+        if c.endswith('.json:dice_mean') and 'metrics_' in c
+    }
     table = done[['Experiment', *grid, *scores]].rename(columns=scores)
-    for name in scores.values(): table[name] = table[name].replace('!', None).astype(float)
+    for name in scores.values():
+        table[name] = table[name].replace('!', None).astype(float)
     return table.dropna(axis=1, how='all').sort_values(list(scores.values())[0], ascending=False, ignore_index=True)
 
-def print_sweep(grid:str, group=''): # for instance 'train.lr=0.001,0.003 train.ema=0,0.9'
+
+def print_sweep(grid: str, group=''):  # for instance 'train.lr=0.001,0.003 train.ema=0,0.9'
     "Print the table of a sweep."
-    import io, subprocess
+    import io
+    import subprocess
     import pandas as pd
-    text = subprocess.run(['dvc', 'exp', 'show', '--csv', '--no-pager'], cwd=repo_root(), capture_output=True, text=True, check=True).stdout
+
+    text = subprocess.run(
+        ['dvc', 'exp', 'show', '--csv', '--no-pager'], cwd=repo_root(), capture_output=True, text=True, check=True
+    ).stdout
     print(sweep_table(pd.read_csv(io.StringIO(text)), [g.split('=')[0] for g in grid.split()], group).to_string())
 
 # %% ../../nbs/05_compare.ipynb #05-compa50
-def show_calibration(records:list, kept:list):
+def show_calibration(records: list, kept: list):
     "Reliability of the predicted class, before and after the temperature."
     from bcss_nb.evaluation.calibration import show_reliability
-    return show_reliability({f"{r['model']}{how}": k[key].mean(0).sum(0)[0] for r, k in zip(records, kept) for key, how in (('raw', ''), ('calibrated', ', calibrated'))})
+
+    return show_reliability(
+        {
+            f'{r["model"]}{how}': k[key].mean(0).sum(0)[0]
+            for r, k in zip(records, kept)
+            for key, how in (('raw', ''), ('calibrated', ', calibrated'))
+        }
+    )
 
 # %% ../../nbs/05_compare.ipynb #05-compa53
-def show_cost(records:list, floor:float): # floor: mean Dice of colour alone
+def show_cost(records: list, floor: float):  # floor: mean Dice of colour alone
     "Mean Dice against computation."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(5, 3), layout='constrained')
     for r in records:
         low, high = (v if v is not None else r['dice_mean'] for v in r['dice_mean_interval'])
-        ax.errorbar(r['gmacs'], r['dice_mean'], yerr=[[max(0, r['dice_mean'] - low)], [max(0, high - r['dice_mean'])]], fmt='o', capsize=4, label=r['model'])
+        ax.errorbar(
+            r['gmacs'],
+            r['dice_mean'],
+            yerr=[[max(0, r['dice_mean'] - low)], [max(0, high - r['dice_mean'])]],
+            fmt='o',
+            capsize=4,
+            label=r['model'],
+        )
     ax.axhline(floor, color='grey', ls='--', label='colour only')
-    ax.set(xscale='log', ylim=(0, 1), xlabel='GMACs a tile', ylabel=f'mean Dice ({records[0]["patients"]} patients)'); ax.legend(frameon=False)
+    ax.set(xscale='log', ylim=(0, 1), xlabel='GMACs a tile', ylabel=f'mean Dice ({records[0]["patients"]} patients)')
+    ax.legend(frameon=False)
     return fig

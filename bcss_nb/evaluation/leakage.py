@@ -18,25 +18,41 @@ from ..training.train import Trainer, score, train_step
 
 # %% ../../nbs/04b_leak.ipynb #04b-leak08
 def as_shipped(
-    ts:TileSet,
-)->TileSet: # the same pixels; ValueError when the source has no folders to split by
+    ts: TileSet,
+) -> TileSet:  # the same pixels; ValueError when the source has no folders to split by
     "A set split as its release ships it."
-    return replace(ts, tiles=ts.tiles.assign(split=shipped_parts(ts.tiles)), manifest=dict(ts.manifest, split=dict(ts.manifest['split'], name='shipped')))
+    return replace(
+        ts,
+        tiles=ts.tiles.assign(split=shipped_parts(ts.tiles)),
+        manifest=dict(ts.manifest, split=dict(ts.manifest['split'], name='shipped')),
+    )
 
 # %% ../../nbs/04b_leak.ipynb #04b-leak11
 def leak_row(
-    name:str, ts:TileSet,
-    common, # row numbers that are in the test part of both splits
-    model='unet', steps=100, seed=42,
-)->dict:    # split, patients in train and test, test patients, test tiles, mean Dice, low, high, mean Dice on the common tiles, classes that its test part lacks, if any
+    name: str,
+    ts: TileSet,
+    common,  # row numbers that are in the test part of both splits
+    model='unet',
+    steps=100,
+    seed=42,
+) -> dict:  # a row of the table: split, patients, tiles, mean Dice with its interval, on the common tiles
     "Train under one split and score."
     t = Trainer(ts, model, steps=steps, seed=seed)
-    for _ in range(steps): train_step(t)
-    judge = lambda rows: score(t.net, ts, rows, device=t.fabric.device)
+    for _ in range(steps):
+        train_step(t)
+
+    def judge(rows):
+        return score(t.net, ts, rows, device=t.fabric.device)
+
     (patients, counts), shared = judge(ts.part('test')), len(shared_patients(ts.tiles))
     absent = list(predicted_absent(counts, ts.schema.classes))
     e, rounded = estimate(counts, mean_dice), lambda v: round(float(v), 4)
-    return {'split': name + ' (leaky)'*bool(shared), 'patients in train and test': shared, 'test patients': len(patients), 'test tiles': len(ts.part('test')),
-            **{'mean Dice' if k == 'mean' else k: rounded(e[k]) for k in ('mean', 'low', 'high')},
-            f'on the {len(common)} common tiles': rounded(mean_dice(judge(common)[1].sum(0))) if len(common) else np.nan,
-            **({'no score for': ', '.join(absent)} if absent else {})}
+    return {
+        'split': name + ' (leaky)' * bool(shared),
+        'patients in train and test': shared,
+        'test patients': len(patients),
+        'test tiles': len(ts.part('test')),
+        **{'mean Dice' if k == 'mean' else k: rounded(e[k]) for k in ('mean', 'low', 'high')},
+        f'on the {len(common)} common tiles': rounded(mean_dice(judge(common)[1].sum(0))) if len(common) else np.nan,
+        **({'no score for': ', '.join(absent)} if absent else {}),
+    }

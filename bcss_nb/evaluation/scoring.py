@@ -9,32 +9,56 @@ __all__ = ['MAX_CALIBRATION_TILES', 'MAX_CALIBRATION_PIXELS', 'load_run', 'fit_v
            'tile_accuracy', 'save_evaluation', 'load_evaluation', 'cost_of', 'evaluate_runs']
 
 # %% ../../nbs/04_evaluate.ipynb #f7e39cd8
-import json, time
+import json
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration import auroc, doubt, doubt_counts, ece, ece_by_class, fit_temperature, labelled, reliability_counts, risk_at, risk_coverage
+from bcss_nb.evaluation.calibration import (
+    auroc,
+    doubt,
+    doubt_counts,
+    ece,
+    ece_by_class,
+    fit_temperature,
+    labelled,
+    reliability_counts,
+    risk_at,
+    risk_coverage,
+)
 from ..models.checkpoint import load_checkpoint
 from ..core.files import atomic, from_root, write_json
 from ..core.labels import IGNORE
 from ..core.plotting import overlay, show_tiles
 from ..data.dataset import TileSet, evenly_spaced
 from .statistics import by_cluster, estimate
-from ..training.metrics import accuracy, confusion, dice, iou, mean_dice, named, precision, predicted_absent, recall, without_other
+from bcss_nb.training.metrics import (
+    accuracy,
+    confusion,
+    dice,
+    iou,
+    mean_dice,
+    named,
+    precision,
+    predicted_absent,
+    recall,
+    without_other,
+)
 from .surface import REACH, band_counts, band_names, surface_counts, surface_dice
 from ..training.train import infer
 
 # %% ../../nbs/04_evaluate.ipynb #6dff2bc7
 def load_run(
-    run:Path, # folder of one training
-    model='', schema='', # expected; empty: any
-)->tuple:     # net, what its checkpoint and its record say
+    run: Path,  # folder of one training
+    model='',
+    schema='',  # expected; empty: any
+) -> tuple:  # net, what its checkpoint and its record say
     "The best checkpoint of a training, with the record of the whole of it."
-    net, about = load_checkpoint(Path(run)/'best.pt', model, schema)
-    whole = json.loads((Path(run)/'train.json').read_text())
+    net, about = load_checkpoint(Path(run) / 'best.pt', model, schema)
+    whole = json.loads((Path(run) / 'train.json').read_text())
     return net, about | {k: whole[k] for k in ('history', 'train_seconds', 'peak_memory_gib')}
 
 # %% ../../nbs/04_evaluate.ipynb #fc87a5a3
@@ -42,229 +66,383 @@ MAX_CALIBRATION_TILES, MAX_CALIBRATION_PIXELS = 256, 200_000
 
 
 def fit_validation_temperature(
-    net:nn.Module, ts:TileSet,
-    batch=16, device='cpu',
-)->float: # 1 without a validation part
+    net: nn.Module,
+    ts: TileSet,
+    batch=16,
+    device='cpu',
+) -> float:  # 1 without a validation part
     "Fit the temperature on validation patients; the model card and the exported model both get theirs here."
     rows = evenly_spaced(ts.part('val'), MAX_CALIBRATION_TILES)
-    if not len(rows): return 1.
-    step = max(1, len(rows)*ts.labels[0].size//MAX_CALIBRATION_PIXELS)
-    parts = [labelled(l, torch.from_numpy(ts.labels[rows[i:i+batch]]).to(device)) for i, l in zip(range(0, len(rows), batch), infer(net, ts, rows, batch, device))]
+    if not len(rows):
+        return 1.0
+    step = max(1, len(rows) * ts.labels[0].size // MAX_CALIBRATION_PIXELS)
+    parts = [
+        labelled(l, torch.from_numpy(ts.labels[rows[i : i + batch]]).to(device))
+        for i, l in zip(range(0, len(rows), batch), infer(net, ts, rows, batch, device))
+    ]
     logits, truth = (torch.cat([p[k][::step] for p in parts]) for k in (0, 1))
     return fit_temperature(logits, truth)
 
 # %% ../../nbs/04_evaluate.ipynb #2cae2fcd
 def measure_batch(
-    logits:Tensor, # (B, C, H, W)
-    truth:Tensor,  # (B, H, W) class index or IGNORE, on the same device
-    temperature:float, mpp=.25,
-)->dict:           # name -> counts, added up over the batch
+    logits: Tensor,  # (B, C, H, W)
+    truth: Tensor,  # (B, H, W) class index or IGNORE, on the same device
+    temperature: float,
+    mpp=0.25,
+) -> dict:  # name -> counts, added up over the batch
     "Everything that is counted on some tiles."
     n, pred = logits.shape[1], logits.argmax(1)
     rows, y = labelled(logits, truth)
-    prob, t, p = (rows/temperature).softmax(1), truth.cpu().numpy(), pred.to(torch.uint8).cpu().numpy()
-    return dict(confusion=confusion(truth, pred, n).cpu().numpy(), surface=surface_counts(t, p, n, mpp=mpp).sum(0), bands=band_counts(t, p, n, mpp),
-                raw=reliability_counts(rows.softmax(1), y), calibrated=reliability_counts(prob, y), doubt=doubt_counts(prob, y))
+    prob, t, p = (rows / temperature).softmax(1), truth.cpu().numpy(), pred.to(torch.uint8).cpu().numpy()
+    return dict(
+        confusion=confusion(truth, pred, n).cpu().numpy(),
+        surface=surface_counts(t, p, n, mpp=mpp).sum(0),
+        bands=band_counts(t, p, n, mpp),
+        raw=reliability_counts(rows.softmax(1), y),
+        calibrated=reliability_counts(prob, y),
+        doubt=doubt_counts(prob, y),
+    )
+
 
 def measure(
-    net:nn.Module, ts:TileSet, rows, temperature=1., batch=16, device='cpu',
-)->tuple: # patients, sorted; name -> (P, ...) counts
+    net: nn.Module,
+    ts: TileSet,
+    rows,
+    temperature=1.0,
+    batch=16,
+    device='cpu',
+) -> tuple:  # patients, sorted; name -> (P, ...) counts
     "Count patient by patient."
     patients, out = sorted(set(ts.tiles.patient.iloc[rows])), []
     for patient in patients:
         mine = rows[(ts.tiles.patient.iloc[rows] == patient).to_numpy()]
-        truths = (torch.from_numpy(ts.labels[mine[i:i+batch]]).to(device) for i in range(0, len(mine), batch))
+        truths = (torch.from_numpy(ts.labels[mine[i : i + batch]]).to(device) for i in range(0, len(mine), batch))
         parts = [measure_batch(l, y, temperature) for l, y in zip(infer(net, ts, mine, batch, device), truths)]
         out.append({k: sum(p[k] for p in parts) for k in parts[0]})
     return patients, {k: np.stack([o[k] for o in out]) for k in out[0]}
 
 # %% ../../nbs/04_evaluate.ipynb #55a5b8f4
-def with_interval(e:dict, names)->dict: # three dicts by name: value, [low, high], scatter of the seeds
+def with_interval(e: dict, names) -> dict:  # three dicts by name: value, [low, high], scatter of the seeds
     "An estimate by class name, ready for JSON."
     value, low, high, sd = (named(np.atleast_1d(e[k]), names) for k in ('mean', 'low', 'high', 'sd_seeds'))
     return value, {c: [low[c], high[c]] for c in names}, sd
 
-def with_truth(counts:dict)->np.ndarray: # (S, P, n, 3)
+
+def with_truth(counts: dict) -> np.ndarray:  # (S, P, n, 3)
     "Border counts; in those of older evaluations, which lack the truth's, its pixels stand for them."
     surface, true = counts['surface'], counts['confusion'].sum(-1)
     return surface if surface.shape[-1] == 3 else np.concatenate([surface, true[..., None]], -1)
 
+
 def scores(
-    counts:dict, # name -> (S, P, ...) from `measure`
-    classes,     # class names
-    sites=(),    # (P,) hospital of each patient
-)->dict:
+    counts: dict,  # name -> (S, P, ...) from `measure`
+    classes,  # class names
+    sites=(),  # (P,) hospital of each patient
+) -> dict:
     "All scores of a model."
     c, out = counts['confusion'], {}
-    if not c.any(): raise ValueError('no labelled pixel in the test part: nothing can be scored; prepare the set again with other TEST_SITES or TEST_PATIENTS')
-    for name, array, score in (('dice', c, dice), ('iou', c, iou), ('precision', c, precision), ('recall', c, recall), ('surface_dice', with_truth(counts), surface_dice)):
+    if not c.any():
+        raise ValueError(
+            'no labelled pixel in the test part: nothing can be scored; prepare the set again with other TEST_SITES '
+            'or TEST_PATIENTS'
+        )
+    for name, array, score in (
+        ('dice', c, dice),
+        ('iou', c, iou),
+        ('precision', c, precision),
+        ('recall', c, recall),
+        ('surface_dice', with_truth(counts), surface_dice),
+    ):
         out[name], out[f'{name}_interval'], out[f'{name}_sd_seeds'] = with_interval(estimate(array, score), classes)
-    for name, score in (('dice_mean', mean_dice), ('dice_mean_without_other', lambda c: mean_dice(c, without_other(classes))), ('accuracy', accuracy)):
+    for name, score in (
+        ('dice_mean', mean_dice),
+        ('dice_mean_without_other', lambda c: mean_dice(c, without_other(classes))),
+        ('accuracy', accuracy),
+    ):
         e = estimate(c, score)
         value, span, sd = with_interval(e, ['m'])
-        out.update({name: value['m'], f'{name}_interval': span['m'], f'{name}_sd_seeds': sd['m'], f'{name}_sd_patients': named([e['sd_patients']], ['m'])['m']})
+        out.update(
+            {
+                name: value['m'],
+                f'{name}_interval': span['m'],
+                f'{name}_sd_seeds': sd['m'],
+                f'{name}_sd_patients': named([e['sd_patients']], ['m'])['m'],
+            }
+        )
     out['absent_predicted'] = predicted_absent(c.sum(1), classes)
     out['absent'] = list(out['absent_predicted'])
     grouped = zip(sorted(set(sites)), by_cluster(c, sites).swapaxes(0, 1)) if len(sites) else ()
-    out['hospitals'] = {s: dict(patients=sum(v == s for v in sites), **named(dice(k).mean(0), classes)) for s, k in grouped}
+    out['hospitals'] = {
+        s: dict(patients=sum(v == s for v in sites), **named(dice(k).mean(0), classes)) for s, k in grouped
+    }
     return out
 
 # %% ../../nbs/04_evaluate.ipynb #4f1fdfb9
-def doubts(counts:dict, classes)->dict:
+def doubts(counts: dict, classes) -> dict:
     "Calibration, and what doubt is good for."
     raw, cool, hist = (counts[k].mean(0).sum(0) for k in ('raw', 'calibrated', 'doubt'))
     wrong = counts['bands'].mean(0).sum(0)
-    with np.errstate(invalid='ignore'): near = dict(zip(band_names(), wrong[:, 0]/wrong[:, 1]))
-    low, high = (named([v], ['v'])['v'] for v in (lambda e: (e['low'], e['high']))(estimate(counts['calibrated'][:, :, 0], ece)))
-    return dict(ece=named([ece(raw[0])], ['e'])['e'], ece_calibrated=named([ece(cool[0])], ['e'])['e'], ece_calibrated_interval=[low, high],
-        ece_by_class=named(ece_by_class(cool), classes), doubt_auroc=named([auroc(hist)], ['a'])['a'], risk=named([risk_coverage(hist)[1][-1]], ['r'])['r'],
-        risk_at_80=named([risk_at(hist)], ['r'])['r'], error_by_distance=named(near.values(), near))
+    with np.errstate(invalid='ignore'):
+        near = dict(zip(band_names(), wrong[:, 0] / wrong[:, 1]))
+    low, high = (
+        named([v], ['v'])['v'] for v in (lambda e: (e['low'], e['high']))(estimate(counts['calibrated'][:, :, 0], ece))
+    )
+    return dict(
+        ece=named([ece(raw[0])], ['e'])['e'],
+        ece_calibrated=named([ece(cool[0])], ['e'])['e'],
+        ece_calibrated_interval=[low, high],
+        ece_by_class=named(ece_by_class(cool), classes),
+        doubt_auroc=named([auroc(hist)], ['a'])['a'],
+        risk=named([risk_coverage(hist)[1][-1]], ['r'])['r'],
+        risk_at_80=named([risk_at(hist)], ['r'])['r'],
+        error_by_distance=named(near.values(), near),
+    )
 
 # %% ../../nbs/04_evaluate.ipynb #08964dfb
-def speed(net:nn.Module, ts:TileSet, rows, batch=16, device='cpu')->float: # tiles a second
+def speed(net: nn.Module, ts: TileSet, rows, batch=16, device='cpu') -> float:  # tiles a second
     "How fast the net predicts, after a batch to warm up."
-    rows = rows[:2*batch]
+    rows = rows[: 2 * batch]
     list(infer(net, ts, rows[:batch], batch, device))
     start = time.time()
-    for logits in infer(net, ts, rows, batch, device): logits.sum().item()
-    return round(len(rows)/(time.time() - start), 1)
+    for logits in infer(net, ts, rows, batch, device):
+        logits.sum().item()
+    return round(len(rows) / (time.time() - start), 1)
+
 
 def record(
-    abouts:list,   # of the checkpoints, one a seed
-    ts:TileSet,
-    patients:list, # P names
-    counts:dict,   # name -> (S, P, ...)
-    temperatures:list, # one a seed
-)->dict:           # JSON-ready
+    abouts: list,  # of the checkpoints, one a seed
+    ts: TileSet,
+    patients: list,  # P names
+    counts: dict,  # name -> (S, P, ...)
+    temperatures: list,  # one a seed
+) -> dict:  # JSON-ready
     "The metrics file of one model."
     about, classes = abouts[0], ts.schema.classes
-    budget = dict(unit=about['unit'], steps=about['step'] if about['unit'] == 'minutes' else about['steps'], batch=about['batch'], minutes=about['minutes'])
+    budget = dict(
+        unit=about['unit'],
+        steps=about['step'] if about['unit'] == 'minutes' else about['steps'],
+        batch=about['batch'],
+        minutes=about['minutes'],
+    )
     sites = ts.tiles.groupby('patient').site.first()[patients].tolist()
-    return dict(model=about['model'], preset=about['preset'], budget=budget, source=ts.manifest['source'], schema=ts.schema.name, split=ts.split, leak=ts.leak,
-        data=ts.manifest['id'], tile=ts.manifest['tile'], seeds=[a['seed'] for a in abouts], patients=len(patients),
-        tiles=int((ts.tiles.split == 'test').sum()), classes=list(classes), **scores(counts, classes, sites),
-        **doubts(counts, classes), temperature=[round(t, 3) for t in temperatures], test_patients=list(patients), sites=sites,
-        selection='; '.join(sorted({a['selection'] for a in abouts})))
+    return dict(
+        model=about['model'],
+        preset=about['preset'],
+        budget=budget,
+        source=ts.manifest['source'],
+        schema=ts.schema.name,
+        split=ts.split,
+        leak=ts.leak,
+        data=ts.manifest['id'],
+        tile=ts.manifest['tile'],
+        seeds=[a['seed'] for a in abouts],
+        patients=len(patients),
+        tiles=int((ts.tiles.split == 'test').sum()),
+        classes=list(classes),
+        **scores(counts, classes, sites),
+        **doubts(counts, classes),
+        temperature=[round(t, 3) for t in temperatures],
+        test_patients=list(patients),
+        sites=sites,
+        selection='; '.join(sorted({a['selection'] for a in abouts})),
+    )
 
 # %% ../../nbs/04_evaluate.ipynb #dcf147ba
 def describe_absent(
-    records:list, # from `record`, of models that were scored on the same patients
-)->list:          # sentences; none when every class is there
+    records: list,  # from `record`, of models that were scored on the same patients
+) -> list:  # sentences; none when every class is there
     "Which classes no test patient has, and what each model predicted as them nevertheless."
     absent, classes = records[0]['absent'], records[0]['classes']
-    if not absent: return []
+    if not absent:
+        return []
     names, rest = ', '.join(absent), [c for c in classes if c not in absent]
-    out = [f"No test patient has {names}: no score for {'it' if len(absent) == 1 else 'them'}. All means leave it out and are over {', '.join(rest)}."]
+    out = [
+        f'No test patient has {names}: no score for {"it" if len(absent) == 1 else "them"}. All means leave it out '
+        f'and are over {", ".join(rest)}.'
+    ]
+
     def told(r, c):
         p = r['absent_predicted'][c]
-        return f"{p['pixels']:,} labelled pixels ({100*p['share']:.2f} %) by {r['model']}" + ', mean of its trainings'*(len(r['seeds']) > 1)
-    known = [r for r in records if 'absent_predicted' in r]
-    return out + [f"Nevertheless predicted as {c}: {'; '.join(told(r, c) for r in known)}." for c in absent if known]
+        return (
+            f'{p["pixels"]:,} labelled pixels ({100 * p["share"]:.2f} %) by {r["model"]}'
+            + ', mean of its trainings' * (len(r['seeds']) > 1)
+        )
 
-def describe(r:dict)->str: # from `record`
+    known = [r for r in records if 'absent_predicted' in r]
+    return out + [f'Nevertheless predicted as {c}: {"; ".join(told(r, c) for r in known)}.' for c in absent if known]
+
+
+def describe(r: dict) -> str:  # from `record`
     "Say a record in words."
     low, high = r['dice_mean_interval']
-    doubt = f'95 % interval {low:.3f} to {high:.3f}' if low is not None else 'no interval: one patient cannot show how patients differ'
-    trained = f"{len(r['seeds'])} seeds, standard deviation {r['dice_mean_sd_seeds']:.3f}" if len(r['seeds']) > 1 else 'one training seed'
+    doubt = (
+        f'95 % interval {low:.3f} to {high:.3f}'
+        if low is not None
+        else 'no interval: one patient cannot show how patients differ'
+    )
+    trained = (
+        f'{len(r["seeds"])} seeds, standard deviation {r["dice_mean_sd_seeds"]:.3f}'
+        if len(r['seeds']) > 1
+        else 'one training seed'
+    )
     absent = ''.join(f' {s}' for s in describe_absent([r]))
-    return (f"{r['model']} on {r['patients']} held-out patient{'s'*(r['patients'] > 1)} ({r['tiles']} tiles, {r['source']}, {r['schema']}): mean Dice {r['dice_mean']:.3f} "
-            f"({doubt}; {trained}), pixel accuracy {r['accuracy']:.3f}.{absent} Checkpoint: {r['selection']}." + f" {r['leak']}."*bool(r.get('leak')))
+    return (
+        f'{r["model"]} on {r["patients"]} held-out patient{"s" * (r["patients"] > 1)} ({r["tiles"]} tiles, '
+        f'{r["source"]}, {r["schema"]}): mean Dice {r["dice_mean"]:.3f} '
+        f'({doubt}; {trained}), pixel accuracy {r["accuracy"]:.3f}.{absent} Checkpoint: {r["selection"]}.'
+        + f' {r["leak"]}.'
+        * bool(r.get('leak'))
+    )
 
 # %% ../../nbs/04_evaluate.ipynb #3441a226
-def class_table(r:dict): # DataFrame, one row a class; from `record`
+def class_table(r: dict):  # DataFrame, one row a class; from `record`
     "Scores with their intervals, by class."
     import pandas as pd
+
     def cell(name, c):
         value, (low, high) = r[name][c], r[f'{name}_interval'][c]
         span = f' ({low:.3f} to {high:.3f})' if low is not None else ''
         return '' if value is None else f'{value:.3f}' + span
-    names = {'dice': 'Dice', 'iou': 'IoU', 'precision': 'precision', 'recall': 'recall', 'surface_dice': f'surface Dice, {REACH:g} µm'}
+
+    names = {
+        'dice': 'Dice',
+        'iou': 'IoU',
+        'precision': 'precision',
+        'recall': 'recall',
+        'surface_dice': f'surface Dice, {REACH:g} µm',
+    }
     return pd.DataFrame({title: {c: cell(name, c) for c in r['classes']} for name, title in names.items()})
 
 # %% ../../nbs/04_evaluate.ipynb #27a4355f
-def show_bands(errors:dict): # model -> name of band -> share wrong or None
+def show_bands(errors: dict):  # model -> name of band -> share wrong or None
     "Share of wrong pixels by distance from the true border."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(5.5, 2.4), layout='constrained')
-    for name, e in errors.items(): ax.plot(list(e), [np.nan if v is None else v for v in e.values()], 'o-', label=name)
-    ax.set(xlabel='distance from the next true border', ylabel='share of pixels wrong', ylim=(0, None)); ax.legend(frameon=False)
+    for name, e in errors.items():
+        ax.plot(list(e), [np.nan if v is None else v for v in e.values()], 'o-', label=name)
+    ax.set(xlabel='distance from the next true border', ylabel='share of pixels wrong', ylim=(0, None))
+    ax.legend(frameon=False)
     return fig
 
 # %% ../../nbs/04_evaluate.ipynb #04-evalu36
-def show_risk(hists:dict): # model -> (LEVELS, 2) from `doubt_counts`
+def show_risk(hists: dict):  # model -> (LEVELS, 2) from `doubt_counts`
     "Errors that remain when the most doubtful pixels are left out."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(5, 2.4), layout='constrained')
-    for name, h in hists.items(): ax.plot(*risk_coverage(h), label=f'{name}, AUROC {auroc(h):.2f}')
-    ax.set(xlabel='share of pixels kept', ylabel='share of them wrong', xlim=(0, 1), ylim=(0, None)); ax.legend(frameon=False)
+    for name, h in hists.items():
+        ax.plot(*risk_coverage(h), label=f'{name}, AUROC {auroc(h):.2f}')
+    ax.set(xlabel='share of pixels kept', ylabel='share of them wrong', xlim=(0, 1), ylim=(0, None))
+    ax.legend(frameon=False)
     return fig
 
 # %% ../../nbs/04_evaluate.ipynb #04-evalu40
-def doubt_picture(prob:Tensor)->np.ndarray: # (B, C, H, W) -> (B, H, W, 3) uint8
+def doubt_picture(prob: Tensor) -> np.ndarray:  # (B, C, H, W) -> (B, H, W, 3) uint8
     "Doubt as a picture, from black to white."
     import matplotlib.pyplot as plt
-    return np.uint8(255*plt.get_cmap('inferno')(doubt(prob.movedim(1, -1)).cpu().numpy())[..., :3])
+
+    return np.uint8(255 * plt.get_cmap('inferno')(doubt(prob.movedim(1, -1)).cpu().numpy())[..., :3])
+
 
 def missed(
-    truth:np.ndarray, pred:np.ndarray, # (n, H, W)
-    c:int,       # class index
-    least=.05,   # tiles with less of the class are left out, share of the tile
-)->np.ndarray:   # (n,) share of the class's pixels that became something else; nan where there is too little of it
+    truth: np.ndarray,
+    pred: np.ndarray,  # (n, H, W)
+    c: int,  # class index
+    least=0.05,  # tiles with less of the class are left out, share of the tile
+) -> np.ndarray:  # (n,) share of the class's pixels that became something else; nan where there is too little of it
     "How much of a class was missed, tile by tile."
     area = (truth == c).sum((1, 2))
-    with np.errstate(invalid='ignore', divide='ignore'): share = ((truth == c) & (pred != c)).sum((1, 2))/area
-    return np.where(area >= least*truth[0].size, share, np.nan)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        share = ((truth == c) & (pred != c)).sum((1, 2)) / area
+    return np.where(area >= least * truth[0].size, share, np.nan)
+
 
 def show_cases(
-    net:nn.Module, ts:TileSet,
-    rows,          # row numbers of the set
-    titles, temperature=1., device='cpu',
+    net: nn.Module,
+    ts: TileSet,
+    rows,  # row numbers of the set
+    titles,
+    temperature=1.0,
+    device='cpu',
 ):
     "Image, truth, prediction and doubt of some tiles."
-    x, y, prob = ts.images[rows], ts.labels[rows], torch.cat([(l/temperature).softmax(1) for l in infer(net, ts, rows, 8, device)])
+    x, y, prob = (
+        ts.images[rows],
+        ts.labels[rows],
+        torch.cat([(l / temperature).softmax(1) for l in infer(net, ts, rows, 8, device)]),
+    )
     pred = prob.argmax(1).to(torch.uint8).cpu().numpy()
-    return show_tiles([list(x), [overlay(i, l, ts.schema, .5) for i, l in zip(x, y)], [overlay(i, p, ts.schema, .5) for i, p in zip(x, pred)], list(doubt_picture(prob))],
-                      titles, ['image', 'truth', 'prediction', 'doubt'], ts.schema, 1.5)
+    return show_tiles(
+        [
+            list(x),
+            [overlay(i, l, ts.schema, 0.5) for i, l in zip(x, y)],
+            [overlay(i, p, ts.schema, 0.5) for i, p in zip(x, pred)],
+            list(doubt_picture(prob)),
+        ],
+        titles,
+        ['image', 'truth', 'prediction', 'doubt'],
+        ts.schema,
+        1.5,
+    )
 
 # %% ../../nbs/04_evaluate.ipynb #04-evalu43
 def tile_accuracy(
-    truth:np.ndarray, # (n, H, W) class index or IGNORE
-    pred:np.ndarray,  # (n, H, W) class index
-)->np.ndarray:        # (n,) 0 to 1
+    truth: np.ndarray,  # (n, H, W) class index or IGNORE
+    pred: np.ndarray,  # (n, H, W) class index
+) -> np.ndarray:  # (n,) 0 to 1
     "Share of the labelled pixels of each tile that are right."
     keep = truth != IGNORE
-    return ((truth == pred) & keep).sum((1, 2))/keep.sum((1, 2))
+    return ((truth == pred) & keep).sum((1, 2)) / keep.sum((1, 2))
 
 # %% ../../nbs/04_evaluate.ipynb #04-evalu46
 def save_evaluation(
-    folder:Path,  # reports
-    result:dict,  # from `record`
-    counts:dict,  # name -> (S, P, ...)
-    cost:dict,    # parameters, gmacs, train_seconds and the rest
+    folder: Path,  # reports
+    result: dict,  # from `record`
+    counts: dict,  # name -> (S, P, ...)
+    cost: dict,  # parameters, gmacs, train_seconds and the rest
 ):
     "Write `metrics_<model>.json` and `evaluation/<model>.npz`."
-    with atomic(folder/'evaluation'/f"{result['model']}.npz") as tmp:
-        with open(tmp, 'wb') as f: np.savez_compressed(f, record=json.dumps(result | cost), **counts)
-    write_json(folder/f"metrics_{result['model']}.json", result)
+    with atomic(folder / 'evaluation' / f'{result["model"]}.npz') as tmp:
+        with open(tmp, 'wb') as f:
+            np.savez_compressed(f, record=json.dumps(result | cost), **counts)
+    write_json(folder / f'metrics_{result["model"]}.json', result)
 
-def load_evaluation(folder:Path, model:str)->tuple: # record with cost; name -> (S, P, ...) counts
+
+def load_evaluation(folder: Path, model: str) -> tuple:  # record with cost; name -> (S, P, ...) counts
     "Read what `save_evaluation` wrote."
-    file = from_root(folder)/'evaluation'/f'{model}.npz'
-    if not file.exists(): raise FileNotFoundError(f'no evaluation of {model} in {file.parent}: run 04_evaluate for it first')
-    with np.load(file) as z: return json.loads(str(z['record'])), {k: z[k] for k in z.files if k != 'record'}
+    file = from_root(folder) / 'evaluation' / f'{model}.npz'
+    if not file.exists():
+        raise FileNotFoundError(f'no evaluation of {model} in {file.parent}: run 04_evaluate for it first')
+    with np.load(file) as z:
+        return json.loads(str(z['record'])), {k: z[k] for k in z.files if k != 'record'}
 
-def cost_of(abouts:list, tiles_s:float, device:str)->dict:
+
+def cost_of(abouts: list, tiles_s: float, device: str) -> dict:
     "What a model costs: means over its trainings."
-    mean = lambda key: round(float(np.mean([a[key] or 0 for a in abouts])), 2)
-    return dict(parameters=abouts[0]['parameters'], gmacs=abouts[0]['gmacs'], train_seconds=mean('train_seconds'), peak_memory_gib=mean('peak_memory_gib'),
-                train_tiles_s=round(float(np.mean([a['history'][-1]['tiles_s'] for a in abouts])), 1), tiles_s=tiles_s, device=device, history=[a['history'] for a in abouts])
+
+    def mean(key):
+        return round(float(np.mean([a[key] or 0 for a in abouts])), 2)
+
+    return dict(
+        parameters=abouts[0]['parameters'],
+        gmacs=abouts[0]['gmacs'],
+        train_seconds=mean('train_seconds'),
+        peak_memory_gib=mean('peak_memory_gib'),
+        train_tiles_s=round(float(np.mean([a['history'][-1]['tiles_s'] for a in abouts])), 1),
+        tiles_s=tiles_s,
+        device=device,
+        history=[a['history'] for a in abouts],
+    )
 
 # %% ../../nbs/04_evaluate.ipynb #04-evalu49
-def evaluate_runs(runs:list, ts:TileSet, reports:Path, batch=16, device='cpu')->dict: # the record
+def evaluate_runs(runs: list, ts: TileSet, reports: Path, batch=16, device='cpu') -> dict:  # the record
     "Score the best checkpoints of one model, one a seed, on the test part and write the files above."
     nets, abouts = zip(*(load_run(r, schema=ts.schema.name) for r in runs))
     if len({(a['model'], a['preset'], a['unit']) for a in abouts}) > 1:
-        raise ValueError('these trainings are not of one model: ' + ', '.join(f"{a['preset']} (seed {a['seed']})" for a in abouts))
+        raise ValueError(
+            'these trainings are not of one model: ' + ', '.join(f'{a["preset"]} (seed {a["seed"]})' for a in abouts)
+        )
     nets, rows = [n.to(device, memory_format=torch.channels_last) for n in nets], ts.part('test')
     temperatures = [fit_validation_temperature(n, ts, batch=batch, device=device) for n in nets]
     done = [measure(n, ts, rows, t, batch, device) for n, t in zip(nets, temperatures)]

@@ -17,112 +17,157 @@ from ..training.metrics import dice
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte07
 TIMES = 10_000  # resamples
 
-def draws(patients:int, times=TIMES, seed=0)->np.ndarray: # (times, patients): how often each was drawn
+
+def draws(patients: int, times=TIMES, seed=0) -> np.ndarray:  # (times, patients): how often each was drawn
     "Bootstrap weights; the same seed gives the same patients, which is what pairs two models."
-    return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1/patients), times)
+    return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), times)
+
 
 def resample(
-    counts,          # (..., P, r, c) per patient
-    times=TIMES, seed=0,
-)->np.ndarray:       # (..., times, r, c) added up over the patients of each resample
+    counts,  # (..., P, r, c) per patient
+    times=TIMES,
+    seed=0,
+) -> np.ndarray:  # (..., times, r, c) added up over the patients of each resample
     "Bootstrap over patients."
     counts = np.asarray(counts, dtype=np.float64)
     flat = counts.reshape(*counts.shape[:-2], -1)
-    return (draws(counts.shape[-3], times, seed).astype(np.float64) @ flat).reshape(*counts.shape[:-3], times, *counts.shape[-2:])
+    return (draws(counts.shape[-3], times, seed).astype(np.float64) @ flat).reshape(
+        *counts.shape[:-3], times, *counts.shape[-2:]
+    )
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte09
 def interval(
-    values,      # (times, ...) bootstrapped scores
-    patients:int, # how many were drawn from
-    level=.95,
-)->tuple:        # low, high; nan below two patients, or where the score is undefined in every resample
+    values,  # (times, ...) bootstrapped scores
+    patients: int,  # how many were drawn from
+    level=0.95,
+) -> tuple:  # low, high; nan below two patients, or where the score is undefined in every resample
     "Expanded percentile interval."
     values = np.asarray(values)
     gone = np.isnan(values).all(0) | (patients < 2)
-    if patients < 2: return tuple(np.full(np.shape(gone), np.nan) for _ in range(2))
-    a = norm.cdf(-np.sqrt(patients/(patients - 1))*student.ppf((1 + level)/2, patients - 1))
-    low, high = np.nanquantile(np.where(gone, 0., values), (a, 1 - a), axis=0)
+    if patients < 2:
+        return tuple(np.full(np.shape(gone), np.nan) for _ in range(2))
+    a = norm.cdf(-np.sqrt(patients / (patients - 1)) * student.ppf((1 + level) / 2, patients - 1))
+    low, high = np.nanquantile(np.where(gone, 0.0, values), (a, 1 - a), axis=0)
     return np.where(gone, np.nan, low), np.where(gone, np.nan, high)
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte16
 def by_cluster(
-    counts,   # (..., P, r, c)
-    clusters, # (P,) for instance the hospital of each patient
-)->np.ndarray: # (..., K, r, c), clusters sorted by name
+    counts,  # (..., P, r, c)
+    clusters,  # (P,) for instance the hospital of each patient
+) -> np.ndarray:  # (..., K, r, c), clusters sorted by name
     "Add up the patients of each cluster."
     counts, clusters = np.asarray(counts), np.asarray(clusters)
     return np.stack([counts[..., clusters == k, :, :].sum(-3) for k in sorted(set(clusters))], -3)
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte19
-def seeds_first(counts)->np.ndarray: # (S, P, r, c)
+def seeds_first(counts) -> np.ndarray:  # (S, P, r, c)
     "Counts with an axis for seeds, even for one."
     counts = np.asarray(counts)
     return counts if counts.ndim == 4 else counts[None]
 
-def spread(values)->np.ndarray: # nan below two values
+
+def spread(values) -> np.ndarray:  # nan below two values
     "Standard deviation over the first axis."
     return np.std(values, axis=0, ddof=1) if len(values) > 1 else np.full(np.shape(values)[1:], np.nan)
 
+
 def estimate(
-    counts,     # (S, P, r, c) or (P, r, c)
-    score=dice, # a function of pooled counts
-    times=TIMES, seed=0,
-)->dict:        # mean, low, high, sd_seeds, sd_patients: arrays shaped like the score; seeds, patients
+    counts,  # (S, P, r, c) or (P, r, c)
+    score=dice,  # a function of pooled counts
+    times=TIMES,
+    seed=0,
+) -> dict:  # mean, low, high, sd_seeds, sd_patients: arrays shaped like the score; seeds, patients
     "A score: mean over seeds, 95 % interval over patients, and both kinds of scatter."
     counts = seeds_first(counts)
     low, high = interval(score(resample(counts, times, seed)).mean(0), counts.shape[1])
     pooled, single = score(counts.sum(1)), score(counts).mean(0)
-    with np.errstate(invalid='ignore'): scatter = [np.nanstd(c, ddof=1) if (~np.isnan(c)).sum() > 1 else np.nan for c in single.reshape(len(single), -1).T]
-    return dict(mean=pooled.mean(0), low=low, high=high, sd_seeds=spread(pooled), sd_patients=np.reshape(scatter, single.shape[1:]), seeds=len(counts), patients=counts.shape[1])
+    with np.errstate(invalid='ignore'):
+        scatter = [
+            np.nanstd(c, ddof=1) if (~np.isnan(c)).sum() > 1 else np.nan for c in single.reshape(len(single), -1).T
+        ]
+    return dict(
+        mean=pooled.mean(0),
+        low=low,
+        high=high,
+        sd_seeds=spread(pooled),
+        sd_patients=np.reshape(scatter, single.shape[1:]),
+        seeds=len(counts),
+        patients=counts.shape[1],
+    )
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte23
 def seed_half(
-    a, b,      # (S, ...) scores of each training of two models
-    level=.95,
-)->np.ndarray: # (...); nan with one training each
+    a,
+    b,  # (S, ...) scores of each training of two models
+    level=0.95,
+) -> np.ndarray:  # (...); nan with one training each
     "Half width of the interval that seeds alone give to the difference of means."
     n = len(a)
-    if n < 2: return spread(a)
-    return np.sqrt((spread(a)**2 + spread(b)**2)/n)*student.ppf((1 + level)/2, 2*(n - 1))
+    if n < 2:
+        return spread(a)
+    return np.sqrt((spread(a) ** 2 + spread(b) ** 2) / n) * student.ppf((1 + level) / 2, 2 * (n - 1))
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte25
 def permutation(
-    a, b,      # (S, P, r, c) counts of two models, same patients in the same order
-    score=dice, times=TIMES, seed=0,
-)->np.ndarray: # two-sided p, shaped like the score; never below 1/(times + 1)
+    a,
+    b,  # (S, P, r, c) counts of two models, same patients in the same order
+    score=dice,
+    times=TIMES,
+    seed=0,
+) -> np.ndarray:  # two-sided p, shaped like the score; never below 1/(times + 1)
     "Swap the models' names patient by patient."
-    swap = (np.random.default_rng(seed).random((times, a.shape[1])) < .5).astype(np.float64)
+    swap = (np.random.default_rng(seed).random((times, a.shape[1])) < 0.5).astype(np.float64)
     moved = (swap @ (b - a).reshape(*a.shape[:2], -1)).reshape(len(a), times, *a.shape[2:])
-    diff = lambda a, b: (score(a) - score(b)).mean(0)
-    seen, null = np.abs(diff(a.sum(1), b.sum(1))), np.abs(diff(a.sum(1, keepdims=True) + moved, b.sum(1, keepdims=True) - moved))
-    return np.where(np.isnan(seen), np.nan, (1 + (~(null < seen - 1e-12)).sum(0))/(times + 1))
+
+    def diff(a, b):
+        return (score(a) - score(b)).mean(0)
+
+    seen, null = (
+        np.abs(diff(a.sum(1), b.sum(1))),
+        np.abs(diff(a.sum(1, keepdims=True) + moved, b.sum(1, keepdims=True) - moved)),
+    )
+    return np.where(np.isnan(seen), np.nan, (1 + (~(null < seen - 1e-12)).sum(0)) / (times + 1))
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte27
 def holm(
-    p,         # (C,) p-values; nan is left out
-)->np.ndarray: # (C,) adjusted
+    p,  # (C,) p-values; nan is left out
+) -> np.ndarray:  # (C,) adjusted
     "Holm's correction."
     p = np.asarray(p, dtype=float)
     order, m = np.argsort(p), (~np.isnan(p)).sum()
-    raised = np.maximum.accumulate(np.minimum(1, p[order][:m]*np.arange(m, 0, -1)))
+    raised = np.maximum.accumulate(np.minimum(1, p[order][:m] * np.arange(m, 0, -1)))
     out = np.full(len(p), np.nan)
     out[order[:m]] = raised
     return out
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte29
 def paired_difference(
-    a, b,        # (S, P, r, c) or (P, r, c) counts of two models, same patients in the same order, trained equally often
+    a,
+    b,  # (S, P, r, c) or (P, r, c) counts of two models, same patients in the same order, trained equally often
     score=dice,  # a function of pooled counts
-    times=TIMES, seed=0,
-)->dict:         # mean; low, high over patients; half over seeds; p; arrays shaped like the score. seeds, patients
+    times=TIMES,
+    seed=0,
+) -> dict:  # mean; low, high over patients; half over seeds; p; arrays shaped like the score. seeds, patients
     "Score of a minus score of b, mean over seeds, with intervals and p; nan where one patient or one seed cannot tell."
     a, b = (seeds_first(c).astype(np.float64) for c in (a, b))
-    if a.shape[1:] != b.shape[1:]: raise ValueError(f'the two models were scored on different patients or classes: {a.shape[1:]} and {b.shape[1:]}')
-    if len(a) != len(b): raise ValueError(f'the two models were trained {len(a)} and {len(b)} times: compare equally many seeds')
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(
+            f'the two models were scored on different patients or classes: {a.shape[1:]} and {b.shape[1:]}'
+        )
+    if len(a) != len(b):
+        raise ValueError(f'the two models were trained {len(a)} and {len(b)} times: compare equally many seeds')
     boot, patients = (score(resample(a, times, seed)) - score(resample(b, times, seed))).mean(0), a.shape[1]
     (low, high), each = interval(boot, patients), [score(c.sum(1)) for c in (a, b)]
-    p = permutation(a, b, score, times, seed) if patients > 1 else low*np.nan
-    return dict(mean=(each[0] - each[1]).mean(0), low=low, high=high, half=seed_half(*each), p=p, seeds=len(a), patients=patients)
+    p = permutation(a, b, score, times, seed) if patients > 1 else low * np.nan
+    return dict(
+        mean=(each[0] - each[1]).mean(0),
+        low=low,
+        high=high,
+        half=seed_half(*each),
+        p=p,
+        seeds=len(a),
+        patients=patients,
+    )
 
 # %% ../../nbs/evaluation/01_statistics.ipynb #02c-inte31
 MIN_PATIENTS = 5  # fewer carry no verdict
@@ -130,6 +175,7 @@ MIN_PATIENTS = 5  # fewer carry no verdict
 
 class Verdict(Enum):
     "What the difference of two models allows to say about the first one."
+
     BETTER = 'better'
     WORSE = 'worse'
     NOT_DISTINGUISHABLE = 'not distinguishable'
@@ -137,19 +183,19 @@ class Verdict(Enum):
     NOTHING_TO_COMPARE = 'nothing to compare'
 
 
-def bounds(d:dict)->tuple: # low, high, shaped like the score
+def bounds(d: dict) -> tuple:  # low, high, shaped like the score
     "Interval over patients and seeds; over patients alone where there was one training."
     half = np.nan_to_num(d['half'])
     return d['mean'] - np.hypot(d['mean'] - d['low'], half), d['mean'] + np.hypot(d['high'] - d['mean'], half)
 
 
 def classify_difference(
-    d:dict, # from `paired_difference`, of one number
-)->Verdict:
+    d: dict,  # from `paired_difference`, of one number
+) -> Verdict:
     "What a difference of a minus b allows to say about a."
     if d['patients'] < MIN_PATIENTS:
         return Verdict.TOO_FEW_PATIENTS
     low, high = bounds(d)
-    if not d['p'] < .05 or low <= 0 <= high:
+    if not d['p'] < 0.05 or low <= 0 <= high:
         return Verdict.NOT_DISTINGUISHABLE
     return Verdict.BETTER if d['mean'] > 0 else Verdict.WORSE

@@ -15,69 +15,90 @@ from ..core.labels import IGNORE
 # %% ../../nbs/evaluation/02_surface.ipynb #02d-surf07
 _CROSS = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
 
+
 def borders(
-    label:np.ndarray, # (N, H, W) class index
-    n:int,            # number of classes
-    blind=None,       # (N, H, W) bool: pixels without a label
-)->np.ndarray:        # (n, N, H, W) bool
+    label: np.ndarray,  # (N, H, W) class index
+    n: int,  # number of classes
+    blind=None,  # (N, H, W) bool: pixels without a label
+) -> np.ndarray:  # (n, N, H, W) bool
     "Border pixels of each class."
     blind = np.zeros(label.shape, bool) if blind is None else blind
     masks = [(label == c) & ~blind for c in range(n)]
     return np.stack([m & ~binary_erosion(m | blind, _CROSS, border_value=1) for m in masks])
 
 # %% ../../nbs/evaluation/02_surface.ipynb #02d-surf11
-REACH = 5.  # um
+REACH = 5.0  # um
 
-def near(edges:np.ndarray, others:np.ndarray, reach:float, mpp:float)->int: # (H, W) bool each
+
+def near(edges: np.ndarray, others: np.ndarray, reach: float, mpp: float) -> int:  # (H, W) bool each
     "How many border pixels have one of the others within reach."
-    here, there = np.argwhere(edges)*mpp, np.argwhere(others)*mpp
-    if not len(here) or not len(there): return 0
-    return int((cKDTree(there).query(here, distance_upper_bound=reach*(1 + 1e-9))[0] <= reach).sum())
+    here, there = np.argwhere(edges) * mpp, np.argwhere(others) * mpp
+    if not len(here) or not len(there):
+        return 0
+    return int((cKDTree(there).query(here, distance_upper_bound=reach * (1 + 1e-9))[0] <= reach).sum())
+
 
 def surface_counts(
-    truth:np.ndarray, # (N, H, W) class index or IGNORE
-    pred:np.ndarray,  # (N, H, W) class index
-    n:int,            # number of classes
-    reach=REACH,      # um
-    mpp=.25,          # um per pixel
-)->np.ndarray:        # (N, n, 3) int64: border pixels of truth and prediction within reach of the other; all of them; those of the truth
+    truth: np.ndarray,  # (N, H, W) class index or IGNORE
+    pred: np.ndarray,  # (N, H, W) class index
+    n: int,  # number of classes
+    reach=REACH,  # um
+    mpp=0.25,  # um per pixel
+) -> (
+    np.ndarray
+):  # (N, n, 3) int64: border pixels of truth and prediction within reach of the other; all of them; those of the truth
     "Count borders that agree, tile by tile."
     blind = truth == IGNORE
     a, b = borders(truth, n, blind), borders(pred, n, blind)
-    within = [[near(a[c, i], b[c, i], reach, mpp) + near(b[c, i], a[c, i], reach, mpp) for c in range(n)] for i in range(len(truth))]
+    within = [
+        [near(a[c, i], b[c, i], reach, mpp) + near(b[c, i], a[c, i], reach, mpp) for c in range(n)]
+        for i in range(len(truth))
+    ]
     true, predicted = a.sum((2, 3)).T, b.sum((2, 3)).T
     return np.stack([np.array(within).reshape(len(truth), n), true + predicted, true], -1)
 
+
 def surface_dice(
-    counts, # (..., n, 3) from `surface_counts`
-)->np.ndarray: # (..., n) 0 to 1, nan without a true border
+    counts,  # (..., n, 3) from `surface_counts`
+) -> np.ndarray:  # (..., n) 0 to 1, nan without a true border
     "Normalized surface distance: the share of both borders within reach."
     counts = np.asarray(counts, dtype=np.float64)
-    if counts.shape[-1] != 3: raise ValueError(f'{counts.shape[-1]} counts of borders a class where 3 are needed: they are of an older version; evaluate the model again')
+    if counts.shape[-1] != 3:
+        raise ValueError(
+            f'{counts.shape[-1]} counts of borders a class where 3 are needed: they are of an older version; evaluate '
+            'the model again'
+        )
     within, both, true = np.moveaxis(counts, -1, 0)
-    with np.errstate(invalid='ignore', divide='ignore'): return np.where(true > 0, within/both, np.nan)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.where(true > 0, within / both, np.nan)
 
 # %% ../../nbs/evaluation/02_surface.ipynb #02d-surf18
 BANDS = (0, 5, 10, 20, 40, np.inf)  # um
 
+
 def border_distance(
-    truth:np.ndarray, # (N, H, W) class index or IGNORE
-    n:int, mpp=.25,   # classes; um per pixel
-)->np.ndarray:        # (N, H, W) um; inf in tiles without a border
+    truth: np.ndarray,  # (N, H, W) class index or IGNORE
+    n: int,
+    mpp=0.25,  # classes; um per pixel
+) -> np.ndarray:  # (N, H, W) um; inf in tiles without a border
     "Distance of each pixel to the next border between two labelled classes."
     edges = borders(truth, n, truth == IGNORE).any(0)
     return np.stack([distance_transform_edt(~e, sampling=mpp) if e.any() else np.full(e.shape, np.inf) for e in edges])
 
+
 def band_counts(
-    truth:np.ndarray, pred:np.ndarray, # (N, H, W); IGNORE is left out
-    n:int, mpp=.25,
-)->np.ndarray:  # (bands, 2) int64: wrong pixels and all pixels of each band
+    truth: np.ndarray,
+    pred: np.ndarray,  # (N, H, W); IGNORE is left out
+    n: int,
+    mpp=0.25,
+) -> np.ndarray:  # (bands, 2) int64: wrong pixels and all pixels of each band
     "Errors by distance from the border."
     keep = truth != IGNORE
     band = np.digitize(border_distance(truth, n, mpp)[keep], BANDS[1:-1])
     wrong = (truth != pred)[keep]
     return np.stack([np.bincount(band, w, len(BANDS) - 1) for w in (wrong, None)], -1).astype(np.int64)
 
-def band_names()->list:
+
+def band_names() -> list:
     "The bands in words."
     return [f'{a}-{b} µm' if b < np.inf else f'over {a} µm' for a, b in zip(BANDS, BANDS[1:])]

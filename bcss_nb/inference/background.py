@@ -10,13 +10,13 @@ __all__ = ['CELL', 'MAX_FLAT_RANGE', 'SQUARE', 'MIN_INSIDE', 'MIN_FLAT_SHARE', '
 import numpy as np
 
 # %% ../../nbs/inference/04_background.ipynb #06h-back06
-CELL = 8             # side of a cell, pixels
+CELL = 8  # side of a cell, pixels
 MAX_FLAT_RANGE = 16  # levels of the green channel in a flat cell
 
 
 def flat_cells(
-    image:np.ndarray, # (H, W, 3) uint8; sides are multiples of `CELL`
-)->np.ndarray:        # (H/CELL, W/CELL) uint8, 1 where flat
+    image: np.ndarray,  # (H, W, 3) uint8; sides are multiples of `CELL`
+) -> np.ndarray:  # (H/CELL, W/CELL) uint8, 1 where flat
     "Cells in which an image hardly varies."
     green = np.ascontiguousarray(image[::2, ::2, 1])
     darkest = brightest = green
@@ -29,36 +29,36 @@ def flat_cells(
     return (brightest - darkest <= MAX_FLAT_RANGE).astype(np.uint8)
 
 # %% ../../nbs/inference/04_background.ipynb #06h-back09
-SQUARE = 41         # side of the square, cells: 82 micrometers at 0.25 µm per pixel
-MIN_INSIDE = 8      # of its side inside the image, cells
-MIN_FLAT_SHARE = .99
+SQUARE = 41  # side of the square, cells: 82 micrometers at 0.25 µm per pixel
+MIN_INSIDE = 8  # of its side inside the image, cells
+MIN_FLAT_SHARE = 0.99
 
 
 def square_sums(
-    cells:np.ndarray, # (h, w)
-    side:int,         # odd, cells
-)->np.ndarray:        # (h, w) int64; what lies beyond the array counts 0
+    cells: np.ndarray,  # (h, w)
+    side: int,  # odd, cells
+) -> np.ndarray:  # (h, w) int64; what lies beyond the array counts 0
     "The sum over the square around each cell."
-    total = np.pad(cells.astype(np.int64), ((side//2 + 1, side//2), (side//2 + 1, side//2))).cumsum(0).cumsum(1)
+    total = np.pad(cells.astype(np.int64), ((side // 2 + 1, side // 2), (side // 2 + 1, side // 2))).cumsum(0).cumsum(1)
     return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
 
 
 def background_cells(
-    flat:np.ndarray, # (h, w) uint8 from `flat_cells`
-)->np.ndarray:       # (h, w) bool
+    flat: np.ndarray,  # (h, w) uint8 from `flat_cells`
+) -> np.ndarray:  # (h, w) bool
     "Flat cells inside a large flat square."
     if not flat.any():
         return np.zeros(flat.shape, bool)
-    margin = SQUARE//2 + 1 - MIN_INSIDE
+    margin = SQUARE // 2 + 1 - MIN_INSIDE
     num_flat, num_cells = (square_sums(np.pad(cells, margin), SQUARE) for cells in (flat, np.ones_like(flat)))
-    is_square = num_flat >= MIN_FLAT_SHARE*num_cells
+    is_square = num_flat >= MIN_FLAT_SHARE * num_cells
     inside = square_sums(is_square, SQUARE)[margin:-margin, margin:-margin] > 0
     return inside & (flat > 0)
 
 
 def to_pixels(
-    cells:np.ndarray,     # (h, w)
-    shape:tuple[int, int], # (H, W) of the image, at most CELL*h and CELL*w
-)->np.ndarray:            # (H, W)
+    cells: np.ndarray,  # (h, w)
+    shape: tuple[int, int],  # (H, W) of the image, at most CELL*h and CELL*w
+) -> np.ndarray:  # (H, W)
     "Repeat cells to the size of the image."
-    return cells.repeat(CELL, 0).repeat(CELL, 1)[:shape[0], :shape[1]]
+    return cells.repeat(CELL, 0).repeat(CELL, 1)[: shape[0], : shape[1]]

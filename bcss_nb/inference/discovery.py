@@ -13,18 +13,20 @@ from configparser import ConfigParser, Error as ConfigError
 from pathlib import Path
 
 # %% ../../nbs/inference/06_discovery.ipynb #06i-disc05
-SUFFIXES = frozenset('.png .jpg .jpeg .tif .tiff .webp .bmp .svs .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm'.split())
+SUFFIXES = frozenset(
+    '.png .jpg .jpeg .tif .tiff .webp .bmp .svs .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .dcm'.split()
+)
 RESULT_SUFFIX = '.bcss'  # of the folder that holds the results of a picture
 
 
 def is_picture(
-    path:Path,
-)->bool:
+    path: Path,
+) -> bool:
     "Whether a file is named like a picture; hidden files are none."
     return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
 
 
-def _named_in(path:Path)->list[Path]:
+def _named_in(path: Path) -> list[Path]:
     "The files that a VMS or VMU file names, as far as they are there."
     config = ConfigParser(strict=False, interpolation=None)
     try:
@@ -32,21 +34,26 @@ def _named_in(path:Path)->list[Path]:
     except (ConfigError, OSError):
         return []
     values = [value.strip() for section in config.sections() for value in config[section].values() if value]
-    return [path.parent/value for value in values if value and '/' not in value and (path.parent/value).is_file()]
+    return [path.parent / value for value in values if value and '/' not in value and (path.parent / value).is_file()]
 
 
-def _series_of(path:Path)->str:
+def _series_of(path: Path) -> str:
     "The series that a DICOM file belongs to; '' when it is no DICOM file."
     import pydicom
+
     try:
-        return str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['SeriesInstanceUID']).get('SeriesInstanceUID', ''))
+        return str(
+            pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['SeriesInstanceUID']).get(
+                'SeriesInstanceUID', ''
+            )
+        )
     except (pydicom.errors.InvalidDicomError, OSError, ValueError, AttributeError):
         return ''
 
 
 def files_of_picture(
-    path:Path, # a picture, or the file of a slide that stands for all of them
-)->list[Path]:
+    path: Path,  # a picture, or the file of a slide that stands for all of them
+) -> list[Path]:
     "Every file that a picture consists of."
     suffix = path.suffix.lower()
     if suffix == '.mrxs':
@@ -54,14 +61,16 @@ def files_of_picture(
     if suffix in ('.vms', '.vmu'):
         return [path, *sorted(set(_named_in(path)) - {path})]
     if suffix == '.dcm' and (series := _series_of(path)):
-        beside = (file for file in path.parent.iterdir() if file.suffix.lower() == '.dcm' and not file.name.startswith('.'))
+        beside = (
+            file for file in path.parent.iterdir() if file.suffix.lower() == '.dcm' and not file.name.startswith('.')
+        )
         return sorted(file for file in beside if _series_of(file) == series)
     return [path]
 
 # %% ../../nbs/inference/06_discovery.ipynb #06i-disc07
 def pictures_in(
-    folder:Path,
-)->list[Path]: # sorted
+    folder: Path,
+) -> list[Path]:  # sorted
     "The pictures directly in a folder."
     files = sorted(file for file in folder.iterdir() if is_picture(file) and file.is_file())
     parts = {part for file in files if file.suffix.lower() in ('.vms', '.vmu') for part in files_of_picture(file)[1:]}
@@ -73,29 +82,31 @@ def pictures_in(
     return found
 
 
-def _folders_below(folder:Path)->list[Path]:
+def _folders_below(folder: Path) -> list[Path]:
     "Sub-folders at any depth, without hidden ones, results, and the data of MIRAX slides."
     found = []
     for name, folders, files in os.walk(folder):
         slides = {Path(file).stem for file in files if file.lower().endswith('.mrxs')}
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and not f.endswith(RESULT_SUFFIX) and f not in slides)
-        found += [Path(name)/f for f in folders]
+        folders[:] = sorted(
+            f for f in folders if not f.startswith('.') and not f.endswith(RESULT_SUFFIX) and f not in slides
+        )
+        found += [Path(name) / f for f in folders]
     return found
 
 
 def subfolder_of(
-    picture:Path,
-    roots:Iterable[Path], # the files and folders that the user named
-)->Path: # '.' for a picture directly in a root
+    picture: Path,
+    roots: Iterable[Path],  # the files and folders that the user named
+) -> Path:  # '.' for a picture directly in a root
     "Where a picture lies below the folder that the user named."
     above = [root for root in map(Path, roots) if root in picture.parents]
     return picture.parent.relative_to(max(above, key=lambda root: len(root.parts))) if above else Path()
 
 # %% ../../nbs/inference/06_discovery.ipynb #06i-disc08
 def find_pictures(
-    paths:Iterable[str|Path], # files and folders
-    recursive:bool=False,     # descend into sub-folders
-)->list[Path]: # FileNotFoundError; ValueError when there is none, or when two would write the same result
+    paths: Iterable[str | Path],  # files and folders
+    recursive: bool = False,  # descend into sub-folders
+) -> list[Path]:  # FileNotFoundError; ValueError when there is none, or when two would write the same result
     "The pictures named, and those in the folders named."
     paths = [Path(path).expanduser() for path in paths]
     found, below = [], []
@@ -106,13 +117,18 @@ def find_pictures(
         inner = [picture for folder in _folders_below(path) for picture in pictures_in(folder)] if path.is_dir() else []
         found, below = (found + inner, below) if recursive else (found, below + inner)
     if below:
-        warnings.warn(f'{len(below)} pictures in sub-folders (the first is {below[0]}) are left out: --recursive takes them too', stacklevel=2)
+        warnings.warn(
+            f'{len(below)} pictures in sub-folders (the first is {below[0]}) are left out: --recursive takes them too',
+            stacklevel=2,
+        )
     if not found:
         raise ValueError(f'no picture in {", ".join(map(str, paths))}: endings known are {" ".join(sorted(SUFFIXES))}')
     by_result = {}
     for picture in dict.fromkeys(found):
-        by_result.setdefault(subfolder_of(picture, paths)/picture.name, []).append(picture)
+        by_result.setdefault(subfolder_of(picture, paths) / picture.name, []).append(picture)
     for same in by_result.values():
         if len(same) > 1:
-            raise ValueError(f'{same[0]} and {same[1]} would write the same result: rename one, or predict them into two folders')
+            raise ValueError(
+                f'{same[0]} and {same[1]} would write the same result: rename one, or predict them into two folders'
+            )
     return [same[0] for same in by_result.values()]

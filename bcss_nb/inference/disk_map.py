@@ -14,22 +14,32 @@ from zarr.storage import LocalStore
 # %% ../../nbs/inference/08_disk_map.ipynb #06k-disk05
 class MapStore(LocalStore):
     "The chunks of a map on disk."
-    complete = False # set to True when every chunk was written
 
-    async def get(self, key:str, prototype=None, byte_range=None):
+    complete = False  # set to True when every chunk was written
+
+    async def get(self, key: str, prototype=None, byte_range=None):
         "A chunk; FileNotFoundError when one of a complete map is gone."
         value = await super().get(key, prototype, byte_range)
         if value is None and self.complete and not key.endswith('.json'):
-            raise FileNotFoundError(f'a part of the map is missing ({self.root/key}): was it deleted? Predict the picture again')
+            raise FileNotFoundError(
+                f'a part of the map is missing ({self.root / key}): was it deleted? Predict the picture again'
+            )
         return value
 
 
 def new_disk_map(
-    path:Path,             # of a folder to make
-    shape:tuple[int, int], # (H, W)
-    fill_value:int,        # 0 to 255
-)->zarr.Array: # (H, W) uint8; its `store` is a `MapStore`
+    path: Path,  # of a folder to make
+    shape: tuple[int, int],  # (H, W)
+    fill_value: int,  # 0 to 255
+) -> zarr.Array:  # (H, W) uint8; its `store` is a `MapStore`
     "An empty map on disk."
     zstd = zarr.codecs.ZstdCodec(level=1)
-    return zarr.create_array(MapStore(path), shape=shape, chunks=(384, 1024), dtype='uint8', fill_value=fill_value, compressors=zstd,
-                             config={'write_empty_chunks': True})
+    return zarr.create_array(
+        MapStore(path),
+        shape=shape,
+        chunks=(384, 1024),
+        dtype='uint8',
+        fill_value=fill_value,
+        compressors=zstd,
+        config={'write_empty_chunks': True},
+    )

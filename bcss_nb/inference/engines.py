@@ -8,7 +8,9 @@ __all__ = ['MULTIPLE', 'ENGINES', 'Engine', 'cores', 'as_input', 'fold_norms', '
            'OpenvinoInt8Engine', 'open_engine']
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi02
-import ctypes, json, os
+import ctypes
+import json
+import os
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,69 +29,90 @@ MULTIPLE = 16  # sides of a window are multiples of this: four halvings in the U
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi20
 class Engine:
     "A net that is ready to be called; see the four kinds below."
-    name = ''    # 'torch-bf16', 'openvino-bf16', ...
+
+    name = ''  # 'torch-bf16', 'openvino-bf16', ...
     at_once = 1  # parts of a batch that are computed side by side
-    def __init__(self,
-        model:str, schema:Schema, side:int, # 'unet' or 'unetr'; its classes; the side it was trained on, px
-        temperature=1., id='',              # of the logits; SHA-256 of the weights
-    ): self.model, self.schema, self.side, self.temperature, self.id = model, schema, side, temperature, id
+
+    def __init__(
+        self,
+        model: str,
+        schema: Schema,
+        side: int,  # 'unet' or 'unetr'; its classes; the side it was trained on, px
+        temperature=1.0,
+        id='',  # of the logits; SHA-256 of the weights
+    ):
+        self.model, self.schema, self.side, self.temperature, self.id = model, schema, side, temperature, id
 
     @property
-    def fixed(self)->bool: # a transformer's position embedding fits one side
+    def fixed(self) -> bool:  # a transformer's position embedding fits one side
         "Does it take windows of `side` alone?"
         return is_unetr(self.model)
 
-    def __call__(self, x:np.ndarray)->np.ndarray: # (B, H, W, 3) uint8 -> (B, C, H, W) float32; ValueError on other shapes
+    def __call__(
+        self, x: np.ndarray
+    ) -> np.ndarray:  # (B, H, W, 3) uint8 -> (B, C, H, W) float32; ValueError on other shapes
         "Logits of some windows."
-        if x.dtype != np.uint8 or x.shape[-1] != 3: raise ValueError(f'windows are (B, H, W, 3) uint8, got {x.shape} {x.dtype}')
+        if x.dtype != np.uint8 or x.shape[-1] != 3:
+            raise ValueError(f'windows are (B, H, W, 3) uint8, got {x.shape} {x.dtype}')
         self.check(*x.shape[1:3])
         return self.run(x)
 
-    def check(self, h:int, w:int):
+    def check(self, h: int, w: int):
         "ValueError for sides the net does not take."
-        if self.fixed and (h, w) != (self.side, self.side): raise ValueError(f'{self.model} takes windows of {self.side}x{self.side} pixels, got {w}x{h}')
-        if h % MULTIPLE or w % MULTIPLE or min(h, w) < 2*MULTIPLE: raise ValueError(f'sides of a window are multiples of {MULTIPLE} from {2*MULTIPLE} on, got {w}x{h}')
+        if self.fixed and (h, w) != (self.side, self.side):
+            raise ValueError(f'{self.model} takes windows of {self.side}x{self.side} pixels, got {w}x{h}')
+        if h % MULTIPLE or w % MULTIPLE or min(h, w) < 2 * MULTIPLE:
+            raise ValueError(f'sides of a window are multiples of {MULTIPLE} from {2 * MULTIPLE} on, got {w}x{h}')
 
     @staticmethod
-    def blend(strip:np.ndarray, at:int, logits:np.ndarray, g:np.ndarray): # (C + 1, S, W), changed in place; a column; (C, S, S); (S, S)
+    def blend(
+        strip: np.ndarray, at: int, logits: np.ndarray, g: np.ndarray
+    ):  # (C + 1, S, W), changed in place; a column; (C, S, S); (S, S)
         "Add logits, each times its weight, and the weights themselves."
-        here = strip[..., at:at+g.shape[1]]
-        here[:-1] += logits*g
+        here = strip[..., at : at + g.shape[1]]
+        here[:-1] += logits * g
         here[-1] += g
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi09
-def cores()->int:
+def cores() -> int:
     "Cores this process may use; a container's share of a machine counts, where Linux tells."
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-    except (OSError, ValueError): return n
-    return n if quota == 'max' else max(1, min(n, -(-int(quota)//int(period))))
+    try:
+        quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
+    except (OSError, ValueError):
+        return n
+    return n if quota == 'max' else max(1, min(n, -(-int(quota) // int(period))))
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi11
-def as_input(x:np.ndarray)->np.ndarray: # (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1]
+def as_input(x: np.ndarray) -> np.ndarray:  # (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1]
     "Windows as the exported graph takes them."
-    return np.multiply(x.transpose(0, 3, 1, 2), np.float32(1/255), dtype=np.float32, order='C')
+    return np.multiply(x.transpose(0, 3, 1, 2), np.float32(1 / 255), dtype=np.float32, order='C')
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi17
 def fold_norms(
-    net, # with MONAI's convolution blocks, in eval mode
-):       # the same net, changed in place
+    net,  # with MONAI's convolution blocks, in eval mode
+):  # the same net, changed in place
     "Fold batch norms into the convolutions they follow."
     from monai.networks.blocks import Convolution
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
+
     for block in net.modules():
         norm = getattr(getattr(block, 'adn', None), 'N', None)
         if isinstance(block, Convolution) and isinstance(norm, nn.BatchNorm2d):
-            block.conv, block.adn.N = fuse_conv_bn_eval(block.conv, norm, isinstance(block.conv, nn.ConvTranspose2d)), nn.Identity()
+            block.conv, block.adn.N = (
+                fuse_conv_bn_eval(block.conv, norm, isinstance(block.conv, nn.ConvTranspose2d)),
+                nn.Identity(),
+            )
     return net
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi90
 def find_device(
     device: str = 'auto',  # 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'
-):                         # a torch.device
+):  # a torch.device
     "Return the device to compute on; raise ValueError when PyTorch does not see it."
     import torch
+
     if not DEVICE.accepts(device):
         raise ValueError(DEVICE.describe('device', device))
     if device == 'auto':
@@ -99,7 +122,9 @@ def find_device(
     if kind == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'device {device}: PyTorch sees no GPU on this machine. {hint}')
     if kind == 'cuda' and int(index or 0) >= torch.cuda.device_count():
-        raise ValueError(f'device {device}: PyTorch sees {torch.cuda.device_count()} GPU(s) here, counted from 0. {hint}')
+        raise ValueError(
+            f'device {device}: PyTorch sees {torch.cuda.device_count()} GPU(s) here, counted from 0. {hint}'
+        )
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise ValueError(f'device {device}: PyTorch sees no Apple GPU on this machine. {hint}')
     return torch.device(device)
@@ -107,150 +132,220 @@ def find_device(
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi28
 class TorchEngine(Engine):
     "A checkpoint of `03_train`, or a net in memory."
-    def __init__(self,
-        path:Path,         # a checkpoint
-        device='auto',     # 'auto', 'cpu', 'cuda', 'cuda:1'
+
+    def __init__(
+        self,
+        path: Path,  # a checkpoint
+        device='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1'
         precision='auto',  # 'auto', 'bf16' or 'f32'
-        threads=0,         # of a CPU; 0: all cores
+        threads=0,  # of a CPU; 0: all cores
     ):
         import torch
         from bcss_nb.models.checkpoint import load_checkpoint
         from bcss_nb.models.registry import best_precision
+
         where = find_device(device)
         net, about = load_checkpoint(Path(path).absolute())
         super().__init__(about['model'], get_schema(about['schema']), about['tile'], id=hash_file(path))
         self.device = where
         self.precision = ('bf16' if 'bf16' in best_precision() else 'f32') if precision == 'auto' else precision
-        self.name, self.net = f'torch-{self.precision}', fold_norms(net).to(self.device, memory_format=torch.channels_last)
-        if threads: torch.set_num_threads(threads)
+        self.name, self.net = (
+            f'torch-{self.precision}',
+            fold_norms(net).to(self.device, memory_format=torch.channels_last),
+        )
+        if threads:
+            torch.set_num_threads(threads)
 
     def run(self, x):
         import torch
+
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
-            pixels = torch.from_numpy(x if x.flags.writeable else x.copy()).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            pixels = (
+                torch.from_numpy(x if x.flags.writeable else x.copy())
+                .to(self.device, non_blocking=True)
+                .permute(0, 3, 1, 2)
+            )
             return self.net(pixels.float().div_(255)).float().cpu().numpy()
 
     @staticmethod
     def blend(strip, at, logits, g):
         "In one pass and on all cores."
         import torch
-        here, logits, g = map(torch.from_numpy, (strip[..., at:at+g.shape[1]], logits, g))
+
+        here, logits, g = map(torch.from_numpy, (strip[..., at : at + g.shape[1]], logits, g))
         here[:-1].addcmul_(logits, g)
         here[-1].add_(g)
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi16
 def read_manifest(
-    folder:Path, # of an export
-)->dict:         # FileNotFoundError; ValueError when a file is not the one that was exported
+    folder: Path,  # of an export
+) -> dict:  # FileNotFoundError; ValueError when a file is not the one that was exported
     "The manifest of an exported model, after checking every file it names."
     folder = Path(folder)
-    if not (folder/'model.json').exists(): raise FileNotFoundError(f'no model.json in {folder}: export a model first (make model)')
-    try: about = json.loads((folder/'model.json').read_text())
-    except ValueError as e: raise ValueError(f'{folder/"model.json"} is damaged ({e}): export again') from e
+    if not (folder / 'model.json').exists():
+        raise FileNotFoundError(f'no model.json in {folder}: export a model first (make model)')
+    try:
+        about = json.loads((folder / 'model.json').read_text())
+    except ValueError as e:
+        raise ValueError(f'{folder / "model.json"} is damaged ({e}): export again') from e
     if not isinstance(about, dict) or not set(EXPORTED_MODEL.keys) <= set(about):
-        raise ValueError(f'{folder/"model.json"} was not written by bcss export: give the folder of an exported model, or export again')
-    for name, want in (about['files'] | (about['bundle'] if (folder/'bundle').exists() else {})).items():
-        if not (folder/name).exists(): raise FileNotFoundError(f'{folder/name} is missing: export again')
-        if (found := hash_file(folder/name)) != want: raise ValueError(f'{folder/name} is not the file that was exported (SHA-256 {found[:12]}): export again or restore it')
+        raise ValueError(
+            f'{folder / "model.json"} was not written by bcss export: give the folder of an exported model, or export '
+            'again'
+        )
+    for name, want in (about['files'] | (about['bundle'] if (folder / 'bundle').exists() else {})).items():
+        if not (folder / name).exists():
+            raise FileNotFoundError(f'{folder / name} is missing: export again')
+        if (found := hash_file(folder / name)) != want:
+            raise ValueError(
+                f'{folder / name} is not the file that was exported (SHA-256 {found[:12]}): export again or restore it'
+            )
     return about
+
 
 class ExportedEngine(Engine):
     "A folder made by `07_export`."
-    def __init__(self, folder:Path, about:dict, threads=0, file='model.onnx'):
-        super().__init__(about['model'], get_schema(about['schema']), about['tile'], about['temperature'], about['files'][file])
-        self.path, self.threads = Path(folder)/file, threads or cores()
+
+    def __init__(self, folder: Path, about: dict, threads=0, file='model.onnx'):
+        super().__init__(
+            about['model'], get_schema(about['schema']), about['tile'], about['temperature'], about['files'][file]
+        )
+        self.path, self.threads = Path(folder) / file, threads or cores()
         self.start()
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi30
 class OnnxEngine(ExportedEngine):
-    "ONNX Runtime in float32; its threads follow the container, since it would count the host's cores. It tells nobody what it does."
+    """ONNX Runtime in float32; its threads follow the container, since it would count the host's cores. It tells
+    nobody what it does."""
+
     name = 'onnxruntime-f32'
+
     def start(self):
         import onnxruntime
+
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         self.session = onnxruntime.InferenceSession(str(self.path), options, providers=['CPUExecutionProvider'])
 
-    def run(self, x): return self.logits(as_input(x))
+    def run(self, x):
+        return self.logits(as_input(x))
 
-    def logits(self, x:np.ndarray)->np.ndarray: # (B, 3, H, W) float32 in [0, 1] -> (B, C, H, W)
+    def logits(self, x: np.ndarray) -> np.ndarray:  # (B, 3, H, W) float32 in [0, 1] -> (B, C, H, W)
         "What the graph says."
         return self.session.run(['logits'], dict(image=x))[0]
 
+
 class OnnxInt8Engine(OnnxEngine):
     "ONNX Runtime with 8-bit weights and activations."
+
     name = 'onnxruntime-int8'
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi33
-class _SignalStack(ctypes.Structure): _fields_ = [('at', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+class _SignalStack(ctypes.Structure):
+    _fields_ = [('at', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+
 
 @contextmanager
 def signal_stack_kept():
     "Put the signal stack of this thread back when the block ends."
     libc, was = ctypes.CDLL(None), _SignalStack()
-    if not hasattr(libc, 'sigaltstack'): yield; return
+    if not hasattr(libc, 'sigaltstack'):
+        yield
+        return
     libc.sigaltstack(None, ctypes.byref(was))
-    try: yield
-    finally: libc.sigaltstack(ctypes.byref(was), None)
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(was), None)
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi34
 class OpenvinoEngine(ExportedEngine):
     "OpenVINO, by default in bfloat16 where the CPU computes in it."
-    name, precision, most = 'openvino-bf16', 'bf16', 6  # most: graphs kept
-    def start(self): self.graphs, self.last = OrderedDict({None: self.compiled()}), deque(maxlen=32)
 
-    def compiled(self, shape=None): # a request of a graph for (B, H, W, 3), or for any
+    name, precision, most = 'openvino-bf16', 'bf16', 6  # most: graphs kept
+
+    def start(self):
+        self.graphs, self.last = OrderedDict({None: self.compiled()}), deque(maxlen=32)
+
+    def compiled(self, shape=None):  # a request of a graph for (B, H, W, 3), or for any
         "Compile."
         import openvino as ov
+
         core = ov.Core()
         steps = ov.preprocess.PrePostProcessor(core.read_model(self.path))
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout('NHWC'))
-        steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.)
+        steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
         steps.input().model().set_layout(ov.Layout('NCHW'))
         graph = steps.build()
-        if shape: graph.reshape(shape)
-        options = {'INFERENCE_PRECISION_HINT': self.precision, 'INFERENCE_NUM_THREADS': self.threads, 'NUM_STREAMS': 1, 'ENABLE_CPU_PINNING': False}
-        with signal_stack_kept(): return core.compile_model(graph, 'CPU', options).create_infer_request()
+        if shape:
+            graph.reshape(shape)
+        options = {
+            'INFERENCE_PRECISION_HINT': self.precision,
+            'INFERENCE_NUM_THREADS': self.threads,
+            'NUM_STREAMS': 1,
+            'ENABLE_CPU_PINNING': False,
+        }
+        with signal_stack_kept():
+            return core.compile_model(graph, 'CPU', options).create_infer_request()
 
     def run(self, x):
         key = x.shape if x.shape in self.graphs or x.shape in self.last else None
         self.last.append(x.shape)
-        if key not in self.graphs: self.graphs[key] = self.compiled(key)
-        if key: self.graphs.move_to_end(key)
-        if len(self.graphs) > self.most: del self.graphs[next(k for k in self.graphs if k)]
+        if key not in self.graphs:
+            self.graphs[key] = self.compiled(key)
+        if key:
+            self.graphs.move_to_end(key)
+        if len(self.graphs) > self.most:
+            del self.graphs[next(k for k in self.graphs if k)]
         return self.graphs[key].infer([np.ascontiguousarray(x)], share_inputs=True)[0]
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi32
 class OpenvinoF32Engine(OpenvinoEngine):
     "OpenVINO in float32."
+
     name, precision = 'openvino-f32', 'f32'
+
 
 class OpenvinoInt8Engine(OpenvinoEngine):
     "OpenVINO with 8-bit weights and activations."
+
     name, precision = 'openvino-int8', 'f32'
+
 
 ENGINES = {e.name: e for e in (OnnxEngine, OnnxInt8Engine, OpenvinoEngine, OpenvinoF32Engine, OpenvinoInt8Engine)}
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi22
 def open_engine(
-    path:str|Path,  # a checkpoint, the folder of a run, or the folder of an export
+    path: str | Path,  # a checkpoint, the folder of a run, or the folder of an export
     engine='auto',  # of an export: one of ENGINES; 'auto': the one its benchmark chose
     device='auto',  # of a checkpoint
-    threads=0,      # 0: all cores
-)->Engine:          # FileNotFoundError; ValueError when something does not fit
+    threads=0,  # 0: all cores
+) -> Engine:  # FileNotFoundError; ValueError when something does not fit
     "Load a model."
     check_ranges(dict(engine=engine, device=device, threads=threads), PREDICT_RANGES)
     path = Path(path).expanduser()
-    if (path/'model.json').exists():
+    if (path / 'model.json').exists():
         about = read_manifest(path)
         name = about['engine'] if engine == 'auto' else engine
         kind = pick(ENGINES, name, 'engine')
-        if device not in ('auto', 'cpu'): raise ValueError(f'device {device} is for checkpoints; {path} is an exported model, which computes on the CPU: leave device out')
+        if device not in ('auto', 'cpu'):
+            raise ValueError(
+                f'device {device} is for checkpoints; {path} is an exported model, which computes on the CPU: leave '
+                'device out'
+            )
         file = 'model.int8.onnx' if 'int8' in name else 'model.onnx'
-        if file not in about['files']: raise ValueError(f'{path} holds no {file}, so there is no engine {name}: the export refused it, see parity in model.json')
+        if file not in about['files']:
+            raise ValueError(
+                f'{path} holds no {file}, so there is no engine {name}: the export refused it, see parity in model.json'
+            )
         return kind(path, about, threads, file)
-    if path.is_dir(): path = path/'best.pt'
-    if not path.exists(): raise FileNotFoundError(f'no model at {path}: give a checkpoint (runs/unet/42/best.pt) or an exported folder (exports/unet)')
-    if engine not in ('auto', 'torch'): raise ValueError(f'engine {engine} runs exported models, {path} is a checkpoint: export it first (make model)')
+    if path.is_dir():
+        path = path / 'best.pt'
+    if not path.exists():
+        raise FileNotFoundError(
+            f'no model at {path}: give a checkpoint (runs/unet/42/best.pt) or an exported folder (exports/unet)'
+        )
+    if engine not in ('auto', 'torch'):
+        raise ValueError(f'engine {engine} runs exported models, {path} is a checkpoint: export it first (make model)')
     return TorchEngine(path, device, threads=threads)

@@ -20,7 +20,7 @@ class UnreadableImage(ValueError):
 
 @contextmanager
 def reading(
-    name:str, # of the file, for the message
+    name: str,  # of the file, for the message
 ):
     "Turn whatever a reader raises, running out of memory included, into an `UnreadableImage` that names the file."
     try:
@@ -34,6 +34,7 @@ def reading(
 # %% ../../nbs/inference/01_pixels.ipynb #06e-pixe09
 class Alpha(Enum):
     "How a file stores transparency."
+
     NONE = ''
     STRAIGHT = 'with alpha'
     PREMULTIPLIED = 'with premultiplied alpha'
@@ -42,13 +43,14 @@ class Alpha(Enum):
 @dataclass(frozen=True)
 class Samples:
     "The samples of one pixel, as the header of a file describes them."
-    color:str           # 'RGB', 'palette', 'grey', 'CMYK', 'YCbCr', 'CIELAB', ...
-    num_bands:int       # samples per pixel, alpha included
-    bits:int=8          # of one sample
-    kind:str=''         # '' for unsigned integers, else 'signed', 'float' or 'complex'
-    alpha:Alpha=Alpha.NONE
 
-    def __str__(self)->str:
+    color: str  # 'RGB', 'palette', 'grey', 'CMYK', 'YCbCr', 'CIELAB', ...
+    num_bands: int  # samples per pixel, alpha included
+    bits: int = 8  # of one sample
+    kind: str = ''  # '' for unsigned integers, else 'signed', 'float' or 'complex'
+    alpha: Alpha = Alpha.NONE
+
+    def __str__(self) -> str:
         "For instance '16-bit RGB with alpha'."
         num_colors = self.num_bands - (self.alpha is not Alpha.NONE)
         expected = {'RGB': 3, 'YCbCr': 3, 'CMYK': 4, 'CIELAB': 3}.get(self.color, 1)
@@ -56,7 +58,7 @@ class Samples:
         return ' '.join(word for word in (f'{self.bits}-bit', self.kind, self.color, bands, self.alpha.value) if word)
 
 # %% ../../nbs/inference/01_pixels.ipynb #06e-pixe12
-def check_samples(samples:Samples):
+def check_samples(samples: Samples):
     "Raise ValueError unless the samples are 8-bit RGB or an 8-bit palette, with or without alpha."
     num_colors = {'RGB': 3, 'palette': 1}.get(samples.color)
     num_bands = num_colors and num_colors + (samples.alpha is not Alpha.NONE)
@@ -65,27 +67,41 @@ def check_samples(samples:Samples):
 
 # %% ../../nbs/inference/01_pixels.ipynb #06e-pixe15
 def flatten_alpha(
-    rgba:np.ndarray,      # (H, W, 4) uint8
-    premultiplied:bool=False,
-)->tuple[np.ndarray, np.ndarray|None]: # (H, W, 3) uint8 RGB; (H, W) bool, True where scanned, or None where all of it was
+    rgba: np.ndarray,  # (H, W, 4) uint8
+    premultiplied: bool = False,
+) -> tuple[
+    np.ndarray, np.ndarray | None
+]:  # (H, W, 3) uint8 RGB; (H, W) bool, True where scanned, or None where all of it was
     "Compose an image onto white."
     rgb, alpha = rgba[..., :3], rgba[..., 3]
     if (alpha == 255).all():
         return np.ascontiguousarray(rgb), None
     weight = alpha[..., None].astype(np.uint16)
-    color = rgb.astype(np.uint16)*255 if premultiplied else rgb*weight
-    composed = (np.minimum(color, 255*weight) + 255*(255 - weight) + 127)//255
+    color = rgb.astype(np.uint16) * 255 if premultiplied else rgb * weight
+    composed = (np.minimum(color, 255 * weight) + 255 * (255 - weight) + 127) // 255
     return composed.astype(np.uint8), alpha > 0
 
 # %% ../../nbs/inference/01_pixels.ipynb #06e-pixe18
-_MODES = {'RGB': ('RGB', 3), 'RGBA': ('RGB', 4), 'P': ('palette', 1), 'PA': ('palette', 2), 'L': ('grey', 1), 'LA': ('grey', 2),
-          '1': ('grey', 1), 'I': ('grey', 1), 'F': ('grey', 1), 'CMYK': ('CMYK', 4), 'YCbCr': ('YCbCr', 3), 'LAB': ('CIELAB', 3)}
+_MODES = {
+    'RGB': ('RGB', 3),
+    'RGBA': ('RGB', 4),
+    'P': ('palette', 1),
+    'PA': ('palette', 2),
+    'L': ('grey', 1),
+    'LA': ('grey', 2),
+    '1': ('grey', 1),
+    'I': ('grey', 1),
+    'F': ('grey', 1),
+    'CMYK': ('CMYK', 4),
+    'YCbCr': ('YCbCr', 3),
+    'LAB': ('CIELAB', 3),
+}
 _BITS = {'1': 1, 'I': 32, 'F': 32}
 
 
 def describe_image(
-    image:Image.Image, # opened, not decoded
-)->Samples:
+    image: Image.Image,  # opened, not decoded
+) -> Samples:
     "The samples of an image that Pillow opened."
     raw_modes = ' '.join(str(tile[3]) for tile in image.tile)
     if image.mode.startswith('I;16'):
@@ -97,9 +113,12 @@ def describe_image(
 
 
 def decode_image(
-    image:Image.Image, # opened, not decoded
-)->tuple[np.ndarray, np.ndarray|None]: # (H, W, 3) uint8 RGB; (H, W) bool, True where scanned, or None where all of it was
-    "Decode an image in the frame it is stored in; ValueError when it is not 8-bit RGB, Pillow's own errors when it is damaged."
+    image: Image.Image,  # opened, not decoded
+) -> tuple[
+    np.ndarray, np.ndarray | None
+]:  # (H, W, 3) uint8 RGB; (H, W) bool, True where scanned, or None where all of it was
+    """Decode an image in the frame it is stored in; ValueError when it is not 8-bit RGB, Pillow's own errors when
+    it is damaged."""
     check_samples(describe_image(image))
     if image.mode == 'RGB' and 'transparency' not in image.info:
         return np.asarray(image), None

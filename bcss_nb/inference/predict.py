@@ -9,7 +9,9 @@ __all__ = ['NEVER_SCANNED', 'PIECE', 'STRIPE', 'PART', 'CACHED', 'starts', 'fitt
            'overview', 'predict_file', 'write_outputs', 'predict_files', 'reason']
 
 # %% ../../nbs/06_predict.ipynb #06-predi02
-import json, sys, time
+import json
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,46 +30,76 @@ from .engines import MULTIPLE, Engine, cores
 from ..core.process import find_place
 from ..core.threads import map_ahead
 from ..core.ranges import PREDICT_RANGES, check_ranges
-from .result_folders import Manifest, check_result, list_outputs, one_at_a_time, publish, remove_abandoned, result_folder, work_folder
-from .postprocess import LEAST, SIMPLIFY, areas, coarsen, collection, features, open_probabilities, outlines, sieved, simplified, tally, thinned, write_class_map
+from bcss_nb.inference.result_folders import (
+    Manifest,
+    check_result,
+    list_outputs,
+    one_at_a_time,
+    publish,
+    remove_abandoned,
+    result_folder,
+    work_folder,
+)
+from bcss_nb.inference.postprocess import (
+    LEAST,
+    SIMPLIFY,
+    areas,
+    coarsen,
+    collection,
+    features,
+    open_probabilities,
+    outlines,
+    sieved,
+    simplified,
+    tally,
+    thinned,
+    write_class_map,
+)
 from ..core.labels import tissue_share
 from .readers import Picture, has_tissue, open_picture
 from .tiff import Region
 
 # %% ../../nbs/06_predict.ipynb #06-predi08
 def starts(
-    size:int,   # of the picture along one axis, pixels
-    window:int, # side, a multiple of 16
-    stride:int, # from window to window, a multiple of 16
-)->list:        # where windows begin; together they cover the axis, the last by at most 15 pixels too much
+    size: int,  # of the picture along one axis, pixels
+    window: int,  # side, a multiple of 16
+    stride: int,  # from window to window, a multiple of 16
+) -> list:  # where windows begin; together they cover the axis, the last by at most 15 pixels too much
     "Where windows begin."
-    if size <= window: return [0]
-    last = -(-(size - window)//MULTIPLE)*MULTIPLE
+    if size <= window:
+        return [0]
+    last = -(-(size - window) // MULTIPLE) * MULTIPLE
     return [*range(0, last, stride), last]
 
+
 def fitting(
-    engine:Engine, p:Picture,
-    window=0, stride=0, # pixels; 0: for a UNet 512, or all of a small picture, for a UNETR the side of its tiles; three quarters of the window
-)->tuple:               # window, stride; ValueError when they do not fit the net
+    engine: Engine,
+    p: Picture,
+    window=0,  # pixels; 0: for a UNet 512, or all of a small picture, for a UNETR the side of its tiles
+    stride=0,  # pixels; 0: three quarters of the window
+) -> tuple:  # window, stride; ValueError when they do not fit the net
     "The window and the stride for a picture."
-    largest = -(-max(p.width, p.height, 2*MULTIPLE)//MULTIPLE)*MULTIPLE
+    largest = -(-max(p.width, p.height, 2 * MULTIPLE) // MULTIPLE) * MULTIPLE
     if not window:
-        pieces = len(starts(p.width, 512, 384))*len(starts(p.height, 512, 384))
-        window = engine.side if engine.fixed else largest if largest**2 <= min(pieces*512**2, 2**20) else 512
-    stride = stride or max(MULTIPLE, window*3//4//MULTIPLE*MULTIPLE)
+        pieces = len(starts(p.width, 512, 384)) * len(starts(p.height, 512, 384))
+        window = engine.side if engine.fixed else largest if largest**2 <= min(pieces * 512**2, 2**20) else 512
+    stride = stride or max(MULTIPLE, window * 3 // 4 // MULTIPLE * MULTIPLE)
     for what, v in (('window', window), ('stride', stride)):
-        if v % MULTIPLE or v <= 0: raise ValueError(f'{what} is a multiple of {MULTIPLE} pixels, got {v}')
-    if stride > window: raise ValueError(f'a stride of {stride} with windows of {window} pixels would skip tissue')
-    if engine.fixed and window != engine.side: raise ValueError(f'{engine.model} takes windows of {engine.side} pixels, got {window}')
+        if v % MULTIPLE or v <= 0:
+            raise ValueError(f'{what} is a multiple of {MULTIPLE} pixels, got {v}')
+    if stride > window:
+        raise ValueError(f'a stride of {stride} with windows of {window} pixels would skip tissue')
+    if engine.fixed and window != engine.side:
+        raise ValueError(f'{engine.model} takes windows of {engine.side} pixels, got {window}')
     return window, stride
 
 # %% ../../nbs/06_predict.ipynb #06-predi11
 def weights(
-    window:int, # side, pixels
-)->np.ndarray:  # (window, window) float32, 1 in the middle, at least 0.001
+    window: int,  # side, pixels
+) -> np.ndarray:  # (window, window) float32, 1 in the middle, at least 0.001
     "How much each pixel of a window counts."
-    at = (np.arange(window) - (window - 1)/2)/(window/8)
-    g = np.exp(-at**2/2).astype(np.float32)
+    at = (np.arange(window) - (window - 1) / 2) / (window / 8)
+    g = np.exp(-(at**2) / 2).astype(np.float32)
     return np.outer(g, g).clip(1e-3)
 
 # %% ../../nbs/06_predict.ipynb #06-predi16
@@ -75,69 +107,91 @@ NEVER_SCANNED = -1e6  # weight of such pixels; windows add at most 1 each
 
 
 def holds_tissue(
-    image:np.ndarray,   # (H, W, 3) uint8
-    min_share:float,    # 0: every window counts
-)->bool:
+    image: np.ndarray,  # (H, W, 3) uint8
+    min_share: float,  # 0: every window counts
+) -> bool:
     "Whether enough of a window is darker than glass, and enough of it has structure."
     return not min_share or tissue_share(image) >= min_share and 1 - flat_cells(image).mean() >= min_share
 
 
 def bands(
-    p:Picture, engine:Engine, window:int, stride:int,
-    batch=4,         # windows a call
-    least=.01,       # share of a window that must be tissue; 0: look at all
-    columns=None,    # (x0, x1) of the picture to work on; None: all
-    seen=None,       # called with (x, y, region) of every window read
-):                   # (y, x, (C, h, w) sum of weighted logits, (h, w) sum of weights, not above 0 where nothing was predicted), windows done
-    "Predict a picture, band by band."
-    if max(p.width, p.height) <= window: yield from one_look(p, engine, window, least, seen); return
+    p: Picture,
+    engine: Engine,
+    window: int,
+    stride: int,
+    batch=4,  # windows a call
+    least=0.01,  # share of a window that must be tissue; 0: look at all
+    columns=None,  # (x0, x1) of the picture to work on; None: all
+    seen=None,  # called with (x, y, region) of every window read
+):  # (y, x, (C, h, w) sum of weighted logits, (h, w) sum of weights), windows done
+    "Predict a picture, band by band; weights are not above 0 where nothing was predicted."
+    if max(p.width, p.height) <= window:
+        yield from one_look(p, engine, window, least, seen)
+        return
     x0, x1 = columns or (0, p.width)
-    xs, ys = [x for x in starts(p.width, window, stride) if x < x1 and x + window > x0], starts(p.height, window, stride)
+    xs, ys = (
+        [x for x in starts(p.width, window, stride) if x < x1 and x + window > x0],
+        starts(p.height, window, stride),
+    )
     ask, g, left = has_tissue(p, least) if least else None, weights(window), xs[0]
-    total, spare = (np.zeros((len(engine.schema.classes) + 1, window, xs[-1] + window - left), np.float32) for _ in range(2))
+    total, spare = (
+        np.zeros((len(engine.schema.classes) + 1, window, xs[-1] + window - left), np.float32) for _ in range(2)
+    )
+
     def read(y, some):
         found = [(x, p.read_region(x, y, window, window)) for x in some if not ask or ask(x, y, window)]
-        for x, region in found: seen and seen(x, y, region)
+        for x, region in found:
+            seen and seen(x, y, region)
         found = [(x, region) for x, region in found if holds_tissue(region.rgb, least)]
         return y, len(some), found
-    jobs = [(y, some.tolist()) for y in ys for some in np.array_split(xs, -(-len(xs)//batch))]
+
+    jobs = [(y, some.tolist()) for y in ys for some in np.array_split(xs, -(-len(xs) // batch))]
     for y, group in groupby(map_ahead(read, jobs), lambda r: r[0]):
         done = 0
         for _, n, found in group:
             done += n
             for (x, region), l in zip(found, engine(np.stack([region.rgb for _, region in found])) if found else ()):
                 engine.blend(total, x - left, l, g)
-                if region.scanned is not None: total[-1, :, x - left:x - left + window][~region.scanned] = NEVER_SCANNED
+                if region.scanned is not None:
+                    total[-1, :, x - left : x - left + window][~region.scanned] = NEVER_SCANNED
         a, b, below = max(x0, left) - left, min(x1, p.width) - left, min([v for v in ys if v > y], default=p.height)
-        yield y, a + left, total[:-1, :below - y, a:b], total[-1, :below - y, a:b], done
+        yield y, a + left, total[:-1, : below - y, a:b], total[-1, : below - y, a:b], done
         keep = window - below + y
-        spare[:, :keep], spare[:, keep:] = total[:, below - y:], 0
+        spare[:, :keep], spare[:, keep:] = total[:, below - y :], 0
         total, spare = spare, total
 
 # %% ../../nbs/06_predict.ipynb #06-predi51
-def one_look(p:Picture, engine:Engine, window:int, least:float, seen=None): # yields what `bands` yields
+def one_look(p: Picture, engine: Engine, window: int, least: float, seen=None):  # yields what `bands` yields
     "Predict a small picture at once."
     region, shape = p.read_region(0, 0, window, window), (p.height, p.width)
-    if seen: seen(0, 0, region)
+    if seen:
+        seen(0, 0, region)
     empty = not holds_tissue(region.rgb, least)
-    logits = np.zeros((len(engine.schema.classes), *shape), np.float32) if empty else engine(region.rgb[None])[0, :, :p.height, :p.width]
+    logits = (
+        np.zeros((len(engine.schema.classes), *shape), np.float32)
+        if empty
+        else engine(region.rgb[None])[0, :, : p.height, : p.width]
+    )
     weight = np.full(shape, 0 if empty else 1, np.float32)
-    if region.scanned is not None: weight[~region.scanned[:p.height, :p.width]] = NEVER_SCANNED
+    if region.scanned is not None:
+        weight[~region.scanned[: p.height, : p.width]] = NEVER_SCANNED
     yield 0, 0, logits, weight, 1
 
 # %% ../../nbs/06_predict.ipynb #06-predi20
-def most_likely(logits:np.ndarray)->np.ndarray: # (C, h, w) -> (h, w) uint8; ties go to the first class
+def most_likely(logits: np.ndarray) -> np.ndarray:  # (C, h, w) -> (h, w) uint8; ties go to the first class
     "The class with the largest logit, several times as fast as argmax over a few classes."
     label, best = (logits[1] > logits[0]).view(np.uint8), np.maximum(logits[0], logits[1])
     for c in range(2, len(logits)):
-        np.maximum(label, (logits[c] > best).view(np.uint8)*np.uint8(c), out=label)
-        if c + 1 < len(logits): np.maximum(best, logits[c], out=best)
+        np.maximum(label, (logits[c] > best).view(np.uint8) * np.uint8(c), out=label)
+        if c + 1 < len(logits):
+            np.maximum(best, logits[c], out=best)
     return label
 
+
 def probabilities(
-    logits:np.ndarray, # (C, ...) float32
-    temperature=1.,
-)->np.ndarray:         # (C, ...) float32
+    logits: np.ndarray,  # (C, ...) float32
+    temperature=1.0,
+) -> np.ndarray:  # (C, ...) float32
     "Softmax over the classes."
     e = logits - logits.max(0)
     e /= temperature
@@ -145,109 +199,128 @@ def probabilities(
     e /= e.sum(0)
     return e
 
+
 def entropy(
-    logits:np.ndarray, # (C, ...) float32
-    temperature=1.,
-)->np.ndarray:         # (...) 0 to 1
+    logits: np.ndarray,  # (C, ...) float32
+    temperature=1.0,
+) -> np.ndarray:  # (...) 0 to 1
     "Doubt: entropy of the probabilities, as a share of the largest possible; one logarithm a pixel."
-    d = (logits - logits.max(0))*np.float32(1/temperature)
+    d = (logits - logits.max(0)) * np.float32(1 / temperature)
     e = np.exp(d)
     z = e.sum(0)
     e *= d
-    return (np.log(z) - e.sum(0)/z)*np.float32(1/np.log(len(logits)))
+    return (np.log(z) - e.sum(0) / z) * np.float32(1 / np.log(len(logits)))
 
 # %% ../../nbs/06_predict.ipynb #06-predi17
 PIECE = 4096  # side of the parts in which maps are cleaned and outlined, pixels: 1 mm
 
+
 @dataclass
 class Maps:
     "What was seen in a picture."
-    label:object       # (H, W) uint8 class index, IGNORE on background; NumPy or zarr
-    doubt:object       # (ceil(H/2), ceil(W/2)) uint8, 0 to 255
-    counts:np.ndarray  # from `tally`
-    preview:np.ndarray # (h, w, 3) uint8, every `step`-th pixel of the picture; None where nobody asked for it
-    step:int
-    window:int
-    stride:int
-    seconds:float      # for the net and what belongs to it
-    cleaning:float     # for the sieve
+
+    label: object  # (H, W) uint8 class index, IGNORE on background; NumPy or zarr
+    doubt: object  # (ceil(H/2), ceil(W/2)) uint8, 0 to 255
+    counts: np.ndarray  # from `tally`
+    preview: np.ndarray  # (h, w, 3) uint8, every `step`-th pixel of the picture; None where nobody asked for it
+    step: int
+    window: int
+    stride: int
+    seconds: float  # for the net and what belongs to it
+    cleaning: float  # for the sieve
 
 # %% ../../nbs/06_predict.ipynb #06-predi54
-def new_map(shape, folder, name:str): # (H, W) uint8, all IGNORE
+def new_map(shape, folder, name: str):  # (H, W) uint8, all IGNORE
     "In memory, or in a folder."
-    if folder is None: return np.full(shape, IGNORE, np.uint8)
+    if folder is None:
+        return np.full(shape, IGNORE, np.uint8)
     from bcss_nb.inference.disk_map import new_disk_map
-    return new_disk_map(folder/name, shape, IGNORE)
+
+    return new_disk_map(folder / name, shape, IGNORE)
 
 
 def complete_map(
-    label, # from `new_map`
+    label,  # from `new_map`
 ):
     "From here on, a part of the map that is missing on disk is an error."
     if not isinstance(label, np.ndarray):
         label.store.complete = True
 
 
-def pieces(shape, side=PIECE): # (y slice, x slice)
+def pieces(shape, side=PIECE):  # (y slice, x slice)
     "Parts of a map, row by row."
     for y in range(0, shape[0], side):
-        for x in range(0, shape[1], side): yield slice(y, min(y + side, shape[0])), slice(x, min(x + side, shape[1]))
+        for x in range(0, shape[1], side):
+            yield slice(y, min(y + side, shape[0])), slice(x, min(x + side, shape[1]))
 
 # %% ../../nbs/06_predict.ipynb #06-predi26
 class Preview:
     "A small copy of a picture, made while its windows are read."
-    def __init__(self, p:Picture, longest=2048): # pixels of its longer side
-        self.step = max(1, -(-max(p.width, p.height)//longest))
-        self.pixels = np.full((-(-p.height//self.step), -(-p.width//self.step), 3), 255, np.uint8)
 
-    def __call__(self, x:int, y:int, region:Region):
+    def __init__(self, p: Picture, longest=2048):  # pixels of its longer side
+        self.step = max(1, -(-max(p.width, p.height) // longest))
+        self.pixels = np.full((-(-p.height // self.step), -(-p.width // self.step), 3), 255, np.uint8)
+
+    def __call__(self, x: int, y: int, region: Region):
         "Take what falls on the grid."
         pixels = region.rgb
-        part = pixels[-y % self.step::self.step, -x % self.step::self.step]
-        here = self.pixels[-(-y//self.step):, -(-x//self.step):][:part.shape[0], :part.shape[1]]
-        for c in range(3): here[..., c] = part[:here.shape[0], :here.shape[1], c]  # four times as fast as all at once
+        part = pixels[-y % self.step :: self.step, -x % self.step :: self.step]
+        here = self.pixels[-(-y // self.step) :, -(-x // self.step) :][: part.shape[0], : part.shape[1]]
+        for c in range(3):
+            here[..., c] = part[: here.shape[0], : here.shape[1], c]  # four times as fast as all at once
 
 # %% ../../nbs/06_predict.ipynb #06-predi58
 class StructureMap:
     "Which cells of a picture have structure, collected while its windows are read."
-    def __init__(self, p:Picture,
-        folder:Path|None=None, # for the map of a large picture; None: in memory
+
+    def __init__(
+        self,
+        p: Picture,
+        folder: Path | None = None,  # for the map of a large picture; None: in memory
     ):
-        shape = -(-p.height//CELL), -(-p.width//CELL)
+        shape = -(-p.height // CELL), -(-p.width // CELL)
         if folder is None:
             self.cells = np.zeros(shape, np.uint8)
             return
-        with open(folder/'structure', 'wb') as file:
-            for _ in range(shape[0]): file.write(bytes(shape[1]))  # a sparse file would end the process when the disk is full
-        self.cells = np.memmap(folder/'structure', np.uint8, 'r+', shape=shape)
+        with open(folder / 'structure', 'wb') as file:
+            for _ in range(shape[0]):
+                file.write(bytes(shape[1]))  # a sparse file would end the process when the disk is full
+        self.cells = np.memmap(folder / 'structure', np.uint8, 'r+', shape=shape)
 
-    def __call__(self, x:int, y:int, region:Region):
+    def __call__(self, x: int, y: int, region: Region):
         "Take the cells of a window."
         cells = 1 - flat_cells(region.rgb)
-        here = self.cells[y//CELL:y//CELL + cells.shape[0], x//CELL:x//CELL + cells.shape[1]]
-        here[:] = cells[:here.shape[0], :here.shape[1]]
+        here = self.cells[y // CELL : y // CELL + cells.shape[0], x // CELL : x // CELL + cells.shape[1]]
+        here[:] = cells[: here.shape[0], : here.shape[1]]
 
-    def background(self, rows:slice, columns:slice)->np.ndarray|None: # (h, w) bool, or None where there is none
+    def background(self, rows: slice, columns: slice) -> np.ndarray | None:  # (h, w) bool, or None where there is none
         "Which pixels of a part of the picture are background."
-        top, left = (max(0, s.start//CELL - SQUARE) for s in (rows, columns))
-        flat = 1 - self.cells[top:-(-rows.stop//CELL) + SQUARE, left:-(-columns.stop//CELL) + SQUARE]
-        cells = background_cells(flat)[rows.start//CELL - top:, columns.start//CELL - left:]
+        top, left = (max(0, s.start // CELL - SQUARE) for s in (rows, columns))
+        flat = 1 - self.cells[top : -(-rows.stop // CELL) + SQUARE, left : -(-columns.stop // CELL) + SQUARE]
+        cells = background_cells(flat)[rows.start // CELL - top :, columns.start // CELL - left :]
         if not cells.any():
             return None
         first = rows.start % CELL, columns.start % CELL
         size = rows.stop - rows.start, columns.stop - columns.start
-        return to_pixels(cells, (first[0] + size[0], first[1] + size[1]))[first[0]:, first[1]:]
+        return to_pixels(cells, (first[0] + size[0], first[1] + size[1]))[first[0] :, first[1] :]
 
 # %% ../../nbs/06_predict.ipynb #06-predi24
-STRIPE, PART, CACHED = 8192, 2048, 2**18  # pixels; a part is a whole number of chunks of a map, so that threads never share one, or what a core's cache holds
+STRIPE, PART, CACHED = (
+    8192,
+    2048,
+    2**18,
+)  # pixels; a part is a whole number of chunks of a map, so that threads never share one, or what a core's cache holds
+
 
 def settle(
-    raw, label, doubt,   # maps: to read, to write, to count
-    least:int,           # pixels; smaller regions join their neighbor
-    classes:int,
-    structure:StructureMap|None=None, # marks the background; None: there is none
-    prob=None,           # (C, H, W) map, set to 0 on background
-)->np.ndarray:           # counts, see `tally`
+    raw,
+    label,
+    doubt,  # maps: to read, to write, to count
+    least: int,  # pixels; smaller regions join their neighbor
+    classes: int,
+    structure: StructureMap | None = None,  # marks the background; None: there is none
+    prob=None,  # (C, H, W) map, set to 0 on background
+) -> np.ndarray:  # counts, see `tally`
     "Sieve a map piece by piece, with enough around each piece to see its specks whole."
     counts = np.zeros((classes + 1, 3))
     for ys, xs in pieces(raw.shape):
@@ -255,153 +328,274 @@ def settle(
         around = slice(y, min(ys.stop + least, raw.shape[0])), slice(x, min(xs.stop + least, raw.shape[1]))
         part = np.array(raw[around])
         background = structure.background(*around) if structure else None
-        if background is not None: part[background] = IGNORE
+        if background is not None:
+            part[background] = IGNORE
         inside = slice(ys.start - y, ys.stop - y), slice(xs.start - x, xs.stop - x)
         part = sieved(part, least)[inside]
         label[ys, xs] = part
-        if background is not None and prob is not None: prob[:, ys, xs] = np.where(background[inside], 0, prob[:, ys, xs])
-        counts += tally(part, np.asarray(doubt[ys.start//2:-(-ys.stop//2), xs.start//2:-(-xs.stop//2)]), classes)
+        if background is not None and prob is not None:
+            prob[:, ys, xs] = np.where(background[inside], 0, prob[:, ys, xs])
+        counts += tally(
+            part, np.asarray(doubt[ys.start // 2 : -(-ys.stop // 2), xs.start // 2 : -(-xs.stop // 2)]), classes
+        )
     return counts
 
 # %% ../../nbs/06_predict.ipynb #06-predi47
 def predict(
-    p:Picture, engine:Engine,
-    window=0, stride=0,      # see `fitting`
-    batch=0,                 # windows a call; 0: a megapixel on a CPU, 32 on a GPU
-    tissue=.01,              # share of a window that must be tissue; 0: predict glass too
-    least=LEAST,             # µm²; smaller regions join their neighbour
-    folder=None,             # for the maps of a large picture; None: in memory
-    prob=None,               # (C, H, W) uint8 array to fill
-    progress=None,           # called with the windows of each band
-    preview=2048,            # pixels of the longer side of the small copy; 0: none is made
-)->Maps:                     # FloatingPointError on NaN or infinity
+    p: Picture,
+    engine: Engine,
+    window=0,
+    stride=0,  # see `fitting`
+    batch=0,  # windows a call; 0: a megapixel on a CPU, 32 on a GPU
+    tissue=0.01,  # share of a window that must be tissue; 0: predict glass too
+    least=LEAST,  # µm²; smaller regions join their neighbour
+    folder=None,  # for the maps of a large picture; None: in memory
+    prob=None,  # (C, H, W) uint8 array to fill
+    progress=None,  # called with the windows of each band
+    preview=2048,  # pixels of the longer side of the small copy; 0: none is made
+) -> Maps:  # FloatingPointError on NaN or infinity
     "The class and the doubt of every pixel."
     start, (window, stride) = time.time(), fitting(engine, p, window, stride)
-    batch = batch or max(1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20*engine.at_once)//window**2)
-    raw, doubt = new_map((p.height, p.width), folder, 'raw'), new_map((-(-p.height//2), -(-p.width//2)), folder, 'doubt')
+    batch = batch or max(
+        1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20 * engine.at_once) // window**2
+    )
+    raw, doubt = (
+        new_map((p.height, p.width), folder, 'raw'),
+        new_map((-(-p.height // 2), -(-p.width // 2)), folder, 'doubt'),
+    )
     small, structure = Preview(p, preview) if preview else None, StructureMap(p, folder) if tissue else None
-    def seen(*window): [note(*window) for note in (small, structure) if note]
+
+    def seen(*window):
+        [note(*window) for note in (small, structure) if note]
+
     with ThreadPoolExecutor(cores()) as pool:
         for x0 in range(0, p.width, STRIPE):
-            for y, x, total, weight, n in bands(p, engine, window, stride, batch, tissue, (x0, min(x0 + STRIPE, p.width)), seen):
+            for y, x, total, weight, n in bands(
+                p, engine, window, stride, batch, tissue, (x0, min(x0 + STRIPE, p.width)), seen
+            ):
                 finish_band(pool, y, x, total, weight, engine.temperature, raw, doubt, prob)
-                if progress: progress(n)
-    seconds, label, least = time.time() - start, new_map(raw.shape, folder, 'label'), round(least/p.mpp**2)
-    for m in (raw, doubt): complete_map(m)
+                if progress:
+                    progress(n)
+    seconds, label, least = time.time() - start, new_map(raw.shape, folder, 'label'), round(least / p.mpp**2)
+    for m in (raw, doubt):
+        complete_map(m)
     counts = settle(raw, label, doubt, least, len(engine.schema.classes), structure, prob)
     complete_map(label)
-    return Maps(label, doubt, counts, *((small.pixels, small.step) if small else (None, 1)), window, stride, seconds, time.time() - start - seconds)
+    return Maps(
+        label,
+        doubt,
+        counts,
+        *((small.pixels, small.step) if small else (None, 1)),
+        window,
+        stride,
+        seconds,
+        time.time() - start - seconds,
+    )
 
 # %% ../../nbs/06_predict.ipynb #06-predi29
-def finish(y:int, x:int, total, weight, temperature:float, raw, doubt, prob=None):
+def finish(y: int, x: int, total, weight, temperature: float, raw, doubt, prob=None):
     "Write the maps of one band."
     h, w = weight.shape
-    if not np.isfinite(total[:, ::8, ::8]).all(): raise FloatingPointError('the net predicts NaN or infinity: train it again with a smaller lr')
+    if not np.isfinite(total[:, ::8, ::8]).all():
+        raise FloatingPointError('the net predicts NaN or infinity: train it again with a smaller lr')
     label = most_likely(total)
     label[weight <= 0] = IGNORE
-    raw[y:y+h, x:x+w] = label
+    raw[y : y + h, x : x + w] = label
     half, seen = total[:, ::2, ::2], np.maximum(weight[::2, ::2], 1e-3)
-    doubt[y//2:-(-(y+h)//2), x//2:-(-(x+w)//2)] = (255*entropy(half/seen, temperature) + .5).astype(np.uint8)
-    if prob is not None: prob[:, y:y+h, x:x+w] = np.rint(255*probabilities(total/np.maximum(weight, 1e-3), temperature)*(weight > 0)).astype(np.uint8)
+    doubt[y // 2 : -(-(y + h) // 2), x // 2 : -(-(x + w) // 2)] = (
+        255 * entropy(half / seen, temperature) + 0.5
+    ).astype(np.uint8)
+    if prob is not None:
+        prob[:, y : y + h, x : x + w] = np.rint(
+            255 * probabilities(total / np.maximum(weight, 1e-3), temperature) * (weight > 0)
+        ).astype(np.uint8)
 
-def finish_band(pool, y:int, x:int, total, weight, temperature:float, *maps):
-    "The same by parts, on all cores: a few rows, which stay in a core's cache, or where maps have chunks that threads must not share, some columns."
+
+def finish_band(pool, y: int, x: int, total, weight, temperature: float, *maps):
+    """The same by parts, on all cores: a few rows, which stay in a core's cache, or where maps have chunks that
+    threads must not share, some columns."""
     (h, w), free = weight.shape, all(m is None or isinstance(m, np.ndarray) for m in maps)
-    rows, columns = (max(2, CACHED//w//2*2), w) if free else (h, PART)
-    part = lambda a, b: finish(y + a, x + b, total[:, a:a + rows, b:b + columns], weight[a:a + rows, b:b + columns], temperature, *maps)
-    list((pool.map if h*w > 4*CACHED else map)(lambda at: part(*at), [(a, b) for a in range(0, h, rows) for b in range(0, w, columns)]))
+    rows, columns = (max(2, CACHED // w // 2 * 2), w) if free else (h, PART)
+
+    def part(a, b):
+        return finish(
+            y + a,
+            x + b,
+            total[:, a : a + rows, b : b + columns],
+            weight[a : a + rows, b : b + columns],
+            temperature,
+            *maps,
+        )
+
+    list(
+        (pool.map if h * w > 4 * CACHED else map)(
+            lambda at: part(*at), [(a, b) for a in range(0, h, rows) for b in range(0, w, columns)]
+        )
+    )
 
 # %% ../../nbs/06_predict.ipynb #06-predi30
-def all_features(maps:Maps, p:Picture, schema, simplify=SIMPLIFY): # yields lists of GeoJSON texts
-    "Outlines piece by piece; regions on the border of two pieces of 1 mm are cut there, so that memory does not grow with the slide."
+def all_features(maps: Maps, p: Picture, schema, simplify=SIMPLIFY):  # yields lists of GeoJSON texts
+    """Outlines piece by piece; regions on the border of two pieces of 1 mm are cut there, so that memory does not
+    grow with the slide."""
     for ys, xs in pieces(maps.label.shape):
         part = np.asarray(maps.label[ys, xs])
         polygons, classes = outlines(part)
-        polygons = simplified(polygons, classes, part, simplify/p.mpp)
+        polygons = simplified(polygons, classes, part, simplify / p.mpp)
         yield features(polygons, classes, schema, p.name, (xs.start, ys.start), p.scale, p.mpp)
 
-def summary(maps:Maps, p:Picture, engine:Engine)->dict: # JSON-ready
+
+def summary(maps: Maps, p: Picture, engine: Engine) -> dict:  # JSON-ready
     "Areas, doubt, and how they came about."
-    tidy = lambda d: {k: v if v is None else round(float(v), 6) for k, v in d.items()}
+
+    def tidy(d):
+        return {k: v if v is None else round(float(v), 6) for k, v in d.items()}
+
     classes = {c: tidy(a) for c, a in areas(maps.counts, engine.schema, p.mpp).items()}
     bounds = list(getattr(p.source, 'bounds', (0, 0, *p.file_size)))  # x, y, width, height on the canvas of the file
-    return dict(picture=p.name, width=p.file_size[0], height=p.file_size[1], bounds=bounds, mpp=p.file_mpp, mpp_from=p.mpp_from, read_at_mpp=round(p.mpp, 5),
-                model=engine.model, model_id=engine.id, engine=engine.name, schema=engine.schema.name, classes=classes,
-                not_predicted_mm2=round(float(maps.counts[-1, 0])*p.mpp**2/1e6, 6), window=maps.window, stride=maps.stride, temperature=engine.temperature,
-                    seconds=round(maps.seconds, 3), cleaning_seconds=round(maps.cleaning, 3))
+    return dict(
+        picture=p.name,
+        width=p.file_size[0],
+        height=p.file_size[1],
+        bounds=bounds,
+        mpp=p.file_mpp,
+        mpp_from=p.mpp_from,
+        read_at_mpp=round(p.mpp, 5),
+        model=engine.model,
+        model_id=engine.id,
+        engine=engine.name,
+        schema=engine.schema.name,
+        classes=classes,
+        not_predicted_mm2=round(float(maps.counts[-1, 0]) * p.mpp**2 / 1e6, 6),
+        window=maps.window,
+        stride=maps.stride,
+        temperature=engine.temperature,
+        seconds=round(maps.seconds, 3),
+        cleaning_seconds=round(maps.cleaning, 3),
+    )
 
-def overview(maps:Maps, schema)->np.ndarray: # (h, w, 3) uint8
+
+def overview(maps: Maps, schema) -> np.ndarray:  # (h, w, 3) uint8
     "The class colours over the preview."
     return overlay(maps.preview, thinned(maps.label, maps.step), schema)
 
 # %% ../../nbs/06_predict.ipynb #06-predi39
 def predict_file(
-    path:Path, engine:Engine, out:Path, # a picture; a model; a folder
-    mpp=None,            # µm per pixel of the file, replaces what it says
-    window=0, stride=0, batch=0, tissue=.01, least=LEAST, # see `predict`
-    simplify=SIMPLIFY,   # µm, of outlines
-    prob=False,          # write probabilities too
-    again=False,         # also when it is done
+    path: Path,
+    engine: Engine,
+    out: Path,  # a picture; a model; a folder
+    mpp=None,  # µm per pixel of the file, replaces what it says
+    window=0,
+    stride=0,
+    batch=0,
+    tissue=0.01,
+    least=LEAST,  # see `predict`
+    simplify=SIMPLIFY,  # µm, of outlines
+    prob=False,  # write probabilities too
+    again=False,  # also when it is done
     progress=False,
-    keep_bounds=False,   # keep the whole canvas of a slide, see `SlideSource`
-)->dict:                 # the summary; `was_done` is True when nothing had to be done
-    "Predict one file and publish its result folder; a file that fails leaves nothing behind. UnreadableImage, ResultConflict, FloatingPointError."
+    keep_bounds=False,  # keep the whole canvas of a slide, see `SlideSource`
+) -> dict:  # the summary; `was_done` is True when nothing had to be done
+    """Predict one file and publish its result folder; a file that fails leaves nothing behind. UnreadableImage,
+    ResultConflict, FloatingPointError."""
     path, out = Path(path), Path(out)
-    request = dict(model_id=engine.id, engine=engine.name, mpp=mpp, window=window, stride=stride, tissue=tissue, least=least, simplify=simplify, prob=prob,
-                   keep_bounds=keep_bounds)
+    request = dict(
+        model_id=engine.id,
+        engine=engine.name,
+        mpp=mpp,
+        window=window,
+        stride=stride,
+        tissue=tissue,
+        least=least,
+        simplify=simplify,
+        prob=prob,
+        keep_bounds=keep_bounds,
+    )
     check_ranges(request | dict(batch=batch), {k: v for k, v in PREDICT_RANGES.items() if k != 'engine'})
-    if not path.exists(): raise FileNotFoundError(f'no picture {path}')
+    if not path.exists():
+        raise FileNotFoundError(f'no picture {path}')
     folder = result_folder(out, path)
     out.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(out):
         remove_abandoned(folder)
         done, picture_id = check_result(folder, path, request)
-    if done and not again: return json.loads((folder/f'{path.stem}.json').read_text()) | dict(was_done=True)
+    if done and not again:
+        return json.loads((folder / f'{path.stem}.json').read_text()) | dict(was_done=True)
     with work_folder(folder) as work:
         p = open_picture(path, mpp, keep_bounds)
         size = fitting(engine, p, window, stride)
-        maps_folder, outputs = work/'maps', work/'outputs'
-        for some in (maps_folder, outputs): some.mkdir()
-        zarr_level = open_probabilities(outputs/f'{path.stem}.probabilities.ome.zarr', engine.schema, (p.height, p.width), p.mpp) if prob else None
-        with tqdm(total=len(starts(p.width, *size))*len(starts(p.height, *size)), disable=not progress, desc=path.name, unit='window', leave=False) as bar:
+        maps_folder, outputs = work / 'maps', work / 'outputs'
+        for some in (maps_folder, outputs):
+            some.mkdir()
+        zarr_level = (
+            open_probabilities(
+                outputs / f'{path.stem}.probabilities.ome.zarr', engine.schema, (p.height, p.width), p.mpp
+            )
+            if prob
+            else None
+        )
+        with tqdm(
+            total=len(starts(p.width, *size)) * len(starts(p.height, *size)),
+            disable=not progress,
+            desc=path.name,
+            unit='window',
+            leave=False,
+        ) as bar:
             maps = predict(p, engine, window, stride, batch, tissue, least, maps_folder, zarr_level, bar.update)
-        found = write_outputs(maps, p, engine, lambda end: outputs/f'{path.stem}{end}', simplify)
+        found = write_outputs(maps, p, engine, lambda end: outputs / f'{path.stem}{end}', simplify)
         Manifest(picture_id, request, list_outputs(outputs)).write(outputs)
         publish(outputs, folder, path, request)
     return found
 
 # %% ../../nbs/06_predict.ipynb #06-predi40
-def write_outputs(maps:Maps, p:Picture, engine:Engine, target, simplify:float)->dict: # target: ending -> path; the summary
+def write_outputs(
+    maps: Maps, p: Picture, engine: Engine, target, simplify: float
+) -> dict:  # target: ending -> path; the summary
     "Outlines, class map, overlay, summary, and the coarser levels of probabilities where there are any."
-    with atomic(target('.geojson')) as tmp, open(tmp, 'w') as f: f.writelines(collection(all_features(maps, p, engine.schema, simplify)))
+    with atomic(target('.geojson')) as tmp, open(tmp, 'w') as f:
+        f.writelines(collection(all_features(maps, p, engine.schema, simplify)))
     write_class_map(target('.classes.ome.tif'), maps.label, engine.schema, p.mpp)
-    with atomic(target('.overlay.png')) as tmp: Image.fromarray(overview(maps, engine.schema)).save(tmp, 'png', compress_level=1)
-    if target('.probabilities.ome.zarr').exists(): coarsen(target('.probabilities.ome.zarr'))
+    with atomic(target('.overlay.png')) as tmp:
+        Image.fromarray(overview(maps, engine.schema)).save(tmp, 'png', compress_level=1)
+    if target('.probabilities.ome.zarr').exists():
+        coarsen(target('.probabilities.ome.zarr'))
     found = summary(maps, p, engine)
     write_json(target('.json'), found)
     return found
 
 # %% ../../nbs/06_predict.ipynb #06-predi53
 def predict_files(
-    pictures:list, engine:Engine, out:Path, # from `find_pictures`; a model; a folder
-    say=print, roots=(), **options,         # the folders that were named, whose sub-folders are kept; see `predict_file`
-)->int:                                     # how many failed
+    pictures: list,
+    engine: Engine,
+    out: Path,  # from `find_pictures`; a model; a folder
+    say=print,
+    roots=(),
+    **options,  # the folders that were named, whose sub-folders are kept; see `predict_file`
+) -> int:  # how many failed
     "Predict pictures one after the other: all, or every n-th of a process among n."
     rank, world = find_place()[:2]
     failed = []
     for path in pictures[rank::world]:
-        try: found = predict_file(path, engine, Path(out)/subfolder_of(path, roots), **options)
-        except Exception as e: failed.append(path); say(f'FAILED {path}: {reason(e)}', file=sys.stderr); continue
+        try:
+            found = predict_file(path, engine, Path(out) / subfolder_of(path, roots), **options)
+        except Exception as e:
+            failed.append(path)
+            say(f'FAILED {path}: {reason(e)}', file=sys.stderr)
+            continue
         parts = ', '.join(f'{c} {a["area_mm2"]:.3f} mm2' for c, a in found['classes'].items())
         say(f'{path.name}: {parts}, ' + ('done before' if found.get('was_done') else f'{found["seconds"]:.1f} s'))
-    if failed: say(f'{len(failed)} of {len(pictures[rank::world])} pictures failed: {", ".join(map(str, failed))}', file=sys.stderr)
+    if failed:
+        say(
+            f'{len(failed)} of {len(pictures[rank::world])} pictures failed: {", ".join(map(str, failed))}',
+            file=sys.stderr,
+        )
     return len(failed)
 
 
 def reason(
-    error:Exception,
-)->str:
+    error: Exception,
+) -> str:
     "Why a picture failed, in one line."
     text = ' '.join(str(error).split())
-    if isinstance(error, (OSError, ValueError, FloatingPointError)): return text
+    if isinstance(error, (OSError, ValueError, FloatingPointError)):
+        return text
     return f'{type(error).__name__}: {text}' if text else type(error).__name__

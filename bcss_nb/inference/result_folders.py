@@ -25,9 +25,9 @@ from .discovery import RESULT_SUFFIX, files_of_picture
 
 # %% ../../nbs/inference/07_result_folders.ipynb #06j-resu05
 def hash_tree(
-    path:Path, # a file or a folder
-    sync:bool=False,
-)->tuple[str, int]: # hexadecimal SHA-256; bytes
+    path: Path,  # a file or a folder
+    sync: bool = False,
+) -> tuple[str, int]:  # hexadecimal SHA-256; bytes
     "The hash and the size of a file, or of all files of a folder with their names."
     if path.is_file():
         return hash_file(path, sync=sync), path.stat().st_size
@@ -39,24 +39,28 @@ def hash_tree(
 @dataclass(frozen=True)
 class PictureId:
     "What identifies a picture."
-    path:str   # absolute, links resolved
-    sha256:str # of its content; of several files, of their names and contents
-    size:int   # bytes of all its files
-    stat:str   # of its files' sizes, times and inodes: while it is the same, the content is not read again
+
+    path: str  # absolute, links resolved
+    sha256: str  # of its content; of several files, of their names and contents
+    size: int  # bytes of all its files
+    stat: str  # of its files' sizes, times and inodes: while it is the same, the content is not read again
 
 
 def stat_id(
-    path:Path,
-)->str: # hexadecimal
+    path: Path,
+) -> str:  # hexadecimal
     "What changes when a picture is written, replaced or moved: sizes, times of content and of inode, inodes."
-    stats = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev) for file in files_of_picture(path)]
+    stats = [
+        (file.name, (s := file.stat()).st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev)
+        for file in files_of_picture(path)
+    ]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
 def identify(
-    path:Path,
-    known:PictureId|None=None, # from an earlier run
-)->PictureId:
+    path: Path,
+    known: PictureId | None = None,  # from an earlier run
+) -> PictureId:
     "Identify a picture; its content is read only if it may have changed since `known`."
     where, stat = str(path.resolve()), stat_id(path)
     if known and (known.path, known.stat) == (where, stat):
@@ -80,23 +84,26 @@ class ResultConflict(ValueError):
 @dataclass(frozen=True)
 class Manifest:
     "What a result folder holds."
-    picture:PictureId
-    request:dict # model and options, JSON-ready
-    files:dict   # name -> dict(sha256, size)
 
-    def write(self, folder:Path):
+    picture: PictureId
+    request: dict  # model and options, JSON-ready
+    files: dict  # name -> dict(sha256, size)
+
+    def write(self, folder: Path):
         "Write `manifest.json`."
-        text = json.dumps(dict(made_by=MADE_BY, picture=asdict(self.picture), request=self.request, files=self.files), indent=2)
-        with open(folder/'manifest.json', 'w') as file:
+        text = json.dumps(
+            dict(made_by=MADE_BY, picture=asdict(self.picture), request=self.request, files=self.files), indent=2
+        )
+        with open(folder / 'manifest.json', 'w') as file:
             file.write(text + '\n')
             file.flush()
             os.fsync(file.fileno())
 
     @classmethod
-    def read(cls, folder:Path)->'Manifest|None':
+    def read(cls, folder: Path) -> 'Manifest|None':
         "The manifest of a folder; None when the folder is not ours."
         try:
-            found = json.loads((folder/'manifest.json').read_text())
+            found = json.loads((folder / 'manifest.json').read_text())
             if found['made_by'] == MADE_BY:
                 return cls(PictureId(**found['picture']), dict(found['request']), dict(found['files']))
         except (OSError, ValueError, KeyError, TypeError):
@@ -105,29 +112,33 @@ class Manifest:
 
 
 def list_outputs(
-    folder:Path,
-)->dict: # name -> dict(sha256, size)
+    folder: Path,
+) -> dict:  # name -> dict(sha256, size)
     "The outputs in a folder, with their hashes; each is on the disk afterwards."
     outputs = sorted(path for path in folder.iterdir() if path.name not in ('manifest.json', *_JUNK))
     return {path.name: dict(zip(('sha256', 'size'), hash_tree(path, sync=True))) for path in outputs}
 
 # %% ../../nbs/inference/07_result_folders.ipynb #06j-resu09
 def find_changes(
-    folder:Path,
-    manifest:Manifest,
-)->tuple[list[str], list[str]]: # names of outputs that are gone; of files that were changed or added
+    folder: Path,
+    manifest: Manifest,
+) -> tuple[list[str], list[str]]:  # names of outputs that are gone; of files that were changed or added
     "Compare a result folder with its manifest."
-    missing = [name for name in manifest.files if not (folder/name).exists()]
+    missing = [name for name in manifest.files if not (folder / name).exists()]
     there = [path for path in folder.iterdir() if path.name not in ('manifest.json', *_JUNK)]
-    changed = [path.name for path in there if path.name not in manifest.files or hash_tree(path)[0] != manifest.files[path.name]['sha256']]
+    changed = [
+        path.name
+        for path in there
+        if path.name not in manifest.files or hash_tree(path)[0] != manifest.files[path.name]['sha256']
+    ]
     return missing, sorted(changed)
 
 
 def check_result(
-    folder:Path,     # where the result of the picture belongs
-    path:Path,       # the picture
-    request:dict,    # model and options
-)->tuple[bool, PictureId]: # whether it is done; the picture. ResultConflict when what is there must not be replaced
+    folder: Path,  # where the result of the picture belongs
+    path: Path,  # the picture
+    request: dict,  # model and options
+) -> tuple[bool, PictureId]:  # whether it is done; the picture. ResultConflict when what is there must not be replaced
     "Whether a picture is done: same content, same request, every output as it was written."
     if not os.path.lexists(folder):
         return False, identify(path)
@@ -135,26 +146,37 @@ def check_result(
     if manifest is None:
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             return False, identify(path)
-        raise ResultConflict(f'{folder} was not made by bcss predict and is left as it is: move it, or give another --out')
+        raise ResultConflict(
+            f'{folder} was not made by bcss predict and is left as it is: move it, or give another --out'
+        )
     picture = identify(path, manifest.picture)
     if picture.sha256 != manifest.picture.sha256 and picture.path != manifest.picture.path:
-        raise ResultConflict(f'{folder} holds the result of {manifest.picture.path}, another picture of this name: give another --out')
+        raise ResultConflict(
+            f'{folder} holds the result of {manifest.picture.path}, another picture of this name: give another --out'
+        )
     missing, changed = find_changes(folder, manifest)
     if changed:
-        raise ResultConflict(f'{folder} holds files that were changed or added since ({", ".join(changed[:5])}): move them, or give another --out')
-    done = not missing and manifest.request == json.loads(json.dumps(request)) and picture.sha256 == manifest.picture.sha256
+        raise ResultConflict(
+            f'{folder} holds files that were changed or added since ({", ".join(changed[:5])}): move them, or give '
+            'another --out'
+        )
+    done = (
+        not missing
+        and manifest.request == json.loads(json.dumps(request))
+        and picture.sha256 == manifest.picture.sha256
+    )
     return done, picture
 
 # %% ../../nbs/inference/07_result_folders.ipynb #06j-resu11
 def result_folder(
-    out:Path,
-    path:Path, # the picture
-)->Path:
+    out: Path,
+    path: Path,  # the picture
+) -> Path:
     "Where the results of a picture belong: the whole name counts, `slide.svs` and `slide.jpg` are two."
-    return out/f'{path.name}{RESULT_SUFFIX}'
+    return out / f'{path.name}{RESULT_SUFFIX}'
 
 
-def _lock(folder:Path)->int|None:
+def _lock(folder: Path) -> int | None:
     "A locked descriptor of a folder, or None when another process holds it or the file system knows no locks."
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -169,9 +191,10 @@ def _lock(folder:Path)->int|None:
 
 
 def remove_abandoned(
-    folder:Path, # the final name
+    folder: Path,  # the final name
 ):
-    "Delete what killed runs left of this result; an earlier result that one of them had moved aside comes back. Call it `one_at_a_time`."
+    """Delete what killed runs left of this result; an earlier result that one of them had moved aside comes back.
+    Call it `one_at_a_time`."""
     for path in folder.parent.glob(f'.{glob.escape(folder.name)}.*'):
         if not path.name.endswith(('.work', '.replaced')) or (lock := _lock(path)) is None:
             continue
@@ -184,8 +207,8 @@ def remove_abandoned(
 
 @contextmanager
 def work_folder(
-    folder:Path, # the final name
-)->Iterator[Path]:
+    folder: Path,  # the final name
+) -> Iterator[Path]:
     "A hidden folder of this process beside the final one; gone when the block ends, unless it was published."
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:12]}.work')
@@ -203,9 +226,10 @@ def work_folder(
 # %% ../../nbs/inference/07_result_folders.ipynb #06j-resu12
 @contextmanager
 def one_at_a_time(
-    folder:Path, # whose results are looked at or replaced
-)->Iterator[None]:
-    "Let one process at a time look at results and replace them, where the file system knows locks; leaves no file behind."
+    folder: Path,  # whose results are looked at or replaced
+) -> Iterator[None]:
+    """Let one process at a time look at results and replace them, where the file system knows locks; leaves no file
+    behind."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -219,9 +243,10 @@ def one_at_a_time(
 
 
 def publish(
-    work:Path,      # in a `work_folder`, with its manifest
-    folder:Path,    # the final name
-    path:Path, request:dict, # as in `check_result`
+    work: Path,  # in a `work_folder`, with its manifest
+    folder: Path,  # the final name
+    path: Path,
+    request: dict,  # as in `check_result`
 ):
     "Give a finished result its name; a result of ours that is there is replaced, anything else raises ResultConflict."
     with one_at_a_time(folder.parent):

@@ -24,16 +24,26 @@ from .pixels import Alpha, Samples, check_samples, flatten_alpha
 from ..core.resolution import PixelSize, first_plausible, size_in_aperio, size_in_ome, size_in_tags
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff06
-_COLORS = {PHOTOMETRIC.MINISWHITE: 'grey', PHOTOMETRIC.MINISBLACK: 'grey', PHOTOMETRIC.RGB: 'RGB', PHOTOMETRIC.PALETTE: 'palette',
-           PHOTOMETRIC.SEPARATED: 'CMYK', PHOTOMETRIC.YCBCR: 'YCbCr', PHOTOMETRIC.CIELAB: 'CIELAB', PHOTOMETRIC.ICCLAB: 'ICC Lab',
-           PHOTOMETRIC.ITULAB: 'ITU Lab', PHOTOMETRIC.LOGLUV: 'LogLuv', PHOTOMETRIC.MASK: 'mask'}
+_COLORS = {
+    PHOTOMETRIC.MINISWHITE: 'grey',
+    PHOTOMETRIC.MINISBLACK: 'grey',
+    PHOTOMETRIC.RGB: 'RGB',
+    PHOTOMETRIC.PALETTE: 'palette',
+    PHOTOMETRIC.SEPARATED: 'CMYK',
+    PHOTOMETRIC.YCBCR: 'YCbCr',
+    PHOTOMETRIC.CIELAB: 'CIELAB',
+    PHOTOMETRIC.ICCLAB: 'ICC Lab',
+    PHOTOMETRIC.ITULAB: 'ITU Lab',
+    PHOTOMETRIC.LOGLUV: 'LogLuv',
+    PHOTOMETRIC.MASK: 'mask',
+}
 _KINDS = {SAMPLEFORMAT.UINT: '', SAMPLEFORMAT.VOID: '', SAMPLEFORMAT.INT: 'signed', SAMPLEFORMAT.IEEEFP: 'float'}
 _ALPHAS = {EXTRASAMPLE.ASSOCALPHA: Alpha.PREMULTIPLIED, EXTRASAMPLE.UNASSALPHA: Alpha.STRAIGHT}
 
 
 def describe_page(
-    page:tifffile.TiffPage,
-)->Samples:
+    page: tifffile.TiffPage,
+) -> Samples:
     "The samples of a TIFF page."
     color = _COLORS.get(page.photometric, str(getattr(page.photometric, 'name', page.photometric)))
     if color == 'YCbCr' and page.compression == COMPRESSION.JPEG:
@@ -47,58 +57,75 @@ def describe_page(
     return Samples(color, page.samplesperpixel, page.bitspersample, kind, alpha)
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff41
-_BOUNDED = {COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS,
-            COMPRESSION.LZMA, COMPRESSION.ZSTD, COMPRESSION.ZSTD_DEPRECATED}
+_BOUNDED = {
+    COMPRESSION.NONE,
+    COMPRESSION.LZW,
+    COMPRESSION.ADOBE_DEFLATE,
+    COMPRESSION.DEFLATE,
+    COMPRESSION.PACKBITS,
+    COMPRESSION.LZMA,
+    COMPRESSION.ZSTD,
+    COMPRESSION.ZSTD_DEPRECATED,
+}
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # JPEG markers that hold the size
 
 
-def _size_of_jpeg(data:bytes)->tuple[int, int]: # height, width
+def _size_of_jpeg(data: bytes) -> tuple[int, int]:  # height, width
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         if data[at + 1] in _SOF:
-            return struct.unpack('>HH', data[at + 5:at + 9])
-        at += 2 + struct.unpack('>H', data[at + 2:at + 4])[0] if data[at + 1] != 0xFF else 1
+            return struct.unpack('>HH', data[at + 5 : at + 9])
+        at += 2 + struct.unpack('>H', data[at + 2 : at + 4])[0] if data[at + 1] != 0xFF else 1
     raise ValueError('a JPEG strip or tile has no size')
 
 
-def _size_by_pillow(data:bytes)->tuple[int, int]: # height, width
+def _size_by_pillow(data: bytes) -> tuple[int, int]:  # height, width
     Image.MAX_IMAGE_PIXELS = None
     return Image.open(io.BytesIO(data), formats=('JPEG2000', 'WEBP')).size[::-1]
 
 
-def _size_of_jpeg_xl(data:bytes)->tuple[int, int]: # height, width
+def _size_of_jpeg_xl(data: bytes) -> tuple[int, int]:  # height, width
     "ISO/IEC 18181-1, SizeHeader."
     if data[:2] != b'\xff\x0a':
         raise ValueError('a JPEG XL strip or tile is no bare codestream')
     bits = int.from_bytes(data[2:14], 'little')
 
-    def take(num_bits:int)->int:
+    def take(num_bits: int) -> int:
         nonlocal bits
         bits, value = bits >> num_bits, bits & ((1 << num_bits) - 1)
         return value
 
     is_small = take(1)
-    def side()->int:
-        return 8*(1 + take(5)) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if is_small else 1 + take((9, 13, 18, 30)[take(2)])
+
     height, ratio = side(), take(3)
-    return height, side() if not ratio else int(height*(1, 1.2, 4/3, 1.5, 16/9, 1.25, 2)[ratio - 1])
+    return height, side() if not ratio else int(height * (1, 1.2, 4 / 3, 1.5, 16 / 9, 1.25, 2)[ratio - 1])
 
 
-def _size_of_lerc(data:bytes)->tuple[int, int]: # height, width
+def _size_of_lerc(data: bytes) -> tuple[int, int]:  # height, width
     "Esri's Lerc2: key, version, from version 3 a checksum, rows, columns."
     if data[:6] != b'Lerc2 ':
         raise ValueError('a LERC strip or tile is not in version 2')
     first = 14 if struct.unpack('<i', data[6:10])[0] >= 3 else 10
-    return struct.unpack('<ii', data[first:first + 8])
+    return struct.unpack('<ii', data[first : first + 8])
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff42
-_SIZES = {COMPRESSION.JPEG: _size_of_jpeg, COMPRESSION.ALT_JPEG: _size_of_jpeg, COMPRESSION.WEBP: _size_by_pillow,
-          COMPRESSION.JPEG2000: _size_by_pillow, COMPRESSION.APERIO_JP2000_RGB: _size_by_pillow, COMPRESSION.JPEGXL: _size_of_jpeg_xl,
-          COMPRESSION.JPEGXL_DNG: _size_of_jpeg_xl, COMPRESSION.LERC: _size_of_lerc}
+_SIZES = {
+    COMPRESSION.JPEG: _size_of_jpeg,
+    COMPRESSION.ALT_JPEG: _size_of_jpeg,
+    COMPRESSION.WEBP: _size_by_pillow,
+    COMPRESSION.JPEG2000: _size_by_pillow,
+    COMPRESSION.APERIO_JP2000_RGB: _size_by_pillow,
+    COMPRESSION.JPEGXL: _size_of_jpeg_xl,
+    COMPRESSION.JPEGXL_DNG: _size_of_jpeg_xl,
+    COMPRESSION.LERC: _size_of_lerc,
+}
 
 
 def check_codec(
-    page:tifffile.TiffPage,
+    page: tifffile.TiffPage,
 ):
     "ValueError for a compression whose size cannot be told before it is decoded."
     if page.compression not in _BOUNDED | set(_SIZES):
@@ -107,8 +134,8 @@ def check_codec(
 
 
 def check_coded_size(
-    page:tifffile.TiffPage,
-    data:bytes, # of a strip or tile, compressed
+    page: tifffile.TiffPage,
+    data: bytes,  # of a strip or tile, compressed
 ):
     "ValueError when a strip or tile unpacks to more pixels than the file gives it."
     if page.compression not in _SIZES:
@@ -123,67 +150,80 @@ _ACCESSORIES = ('label', 'macro', 'thumbnail', 'overview')  # names of images th
 
 
 def choose_series(
-    tiff:tifffile.TiffFile,
-)->int: # index into `tiff.series`
+    tiff: tifffile.TiffFile,
+) -> int:  # index into `tiff.series`
     "The largest image of a file that is neither label nor overview; ValueError when it is no single RGB image."
-    def area(index:int)->tuple[bool, int]:
+
+    def area(index: int) -> tuple[bool, int]:
         series = tiff.series[index]
         sizes = dict(zip(series.axes, series.shape))
-        return not series.name.lower().startswith(_ACCESSORIES), sizes.get('X', 0)*sizes.get('Y', 0)
+        return not series.name.lower().startswith(_ACCESSORIES), sizes.get('X', 0) * sizes.get('Y', 0)
+
     chosen = max(range(len(tiff.series)), key=area, default=None)
     if chosen is None or not area(chosen)[1]:
         raise ValueError('it holds no image')
     axes, shape = tiff.series[chosen].axes, tiff.series[chosen].shape
     if 'C' in axes:
-        raise ValueError(f'it is {shape[axes.index("C")]} separate channels (axes {axes}), expected 8-bit RGB: merge the channels first')
+        raise ValueError(
+            f'it is {shape[axes.index("C")]} separate channels (axes {axes}), expected 8-bit RGB: merge the channels '
+            'first'
+        )
     if axes.strip('S') != 'YX':
-        raise ValueError(f'it is a stack of {int(np.prod(shape[:-2 - axes.endswith("S")]))} images (axes {axes}), expected one: save the one you mean')
+        raise ValueError(
+            f'it is a stack of {int(np.prod(shape[: -2 - axes.endswith("S")]))} images (axes {axes}), expected one: '
+            'save the one you mean'
+        )
     return chosen
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff10
 def size_of_tiff(
-    tiff:tifffile.TiffFile,
-    index:int=0, # into `tiff.series`
-)->PixelSize|None:
+    tiff: tifffile.TiffFile,
+    index: int = 0,  # into `tiff.series`
+) -> PixelSize | None:
     "The pixel size that a TIFF states for one of its images; None where it is missing or not plausible."
     page = tiff.series[index].levels[0].keyframe if tiff.series else tiff.pages.first
     tags = page.tags
     in_ome = size_in_ome(tiff.ome_metadata, index) if tiff.ome_metadata else None
     imagej_unit = str((tiff.imagej_metadata or {}).get('unit') or '')
-    in_tags = size_in_tags(tags.valueof('XResolution'), tags.valueof('YResolution'), tags.valueof('ResolutionUnit'), imagej_unit)
+    in_tags = size_in_tags(
+        tags.valueof('XResolution'), tags.valueof('YResolution'), tags.valueof('ResolutionUnit'), imagej_unit
+    )
     descriptions = (str(some.description) for some in (page, tiff.pages.first))
     return first_plausible([in_ome, *(size_in_aperio(text) for text in descriptions), in_tags])
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff12
-MAX_DECODED_PIXELS = 400_000_000 # of what can only be decoded whole; 1.2 GB
-MIN_CACHED_BYTES = 32*2**20      # decoded segments that are kept
+MAX_DECODED_PIXELS = 400_000_000  # of what can only be decoded whole; 1.2 GB
+MIN_CACHED_BYTES = 32 * 2**20  # decoded segments that are kept
 
 
 class Region(NamedTuple):
     "A rectangle of an image."
-    rgb:np.ndarray          # (h, w, 3) uint8, white where nothing was scanned
-    scanned:np.ndarray|None # (h, w) bool, or None where all of it was scanned
+
+    rgb: np.ndarray  # (h, w, 3) uint8, white where nothing was scanned
+    scanned: np.ndarray | None  # (h, w) bool, or None where all of it was scanned
 
 
 class Segment(NamedTuple):
     "A decoded strip or tile."
-    pixels:np.ndarray|None # (h, w, bands) uint8, or None where the file leaves it out
-    box:tuple[int, int, int, int] # top, left, bottom, right, in pixels of the page
-    band:int               # its first band
+
+    pixels: np.ndarray | None  # (h, w, bands) uint8, or None where the file leaves it out
+    box: tuple[int, int, int, int]  # top, left, bottom, right, in pixels of the page
+    band: int  # its first band
 
 
 class _SegmentCache:
     "The segments used last, up to a number of bytes."
+
     def __init__(self):
         self.segments, self.num_bytes, self.max_bytes = OrderedDict(), 0, MIN_CACHED_BYTES
 
-    def get(self, key:tuple)->Segment|None:
+    def get(self, key: tuple) -> Segment | None:
         "A segment, or None."
         if key in self.segments:
             self.segments.move_to_end(key)
         return self.segments.get(key)
 
-    def put(self, key:tuple, segment:Segment):
+    def put(self, key: tuple, segment: Segment):
         "Keep a segment; those not used for longest go first."
         self.segments[key] = segment
         self.num_bytes += _num_bytes(segment)
@@ -191,33 +231,42 @@ class _SegmentCache:
             self.num_bytes -= _num_bytes(self.segments.popitem(last=False)[1])
 
 
-def _num_bytes(segment:Segment)->int:
+def _num_bytes(segment: Segment) -> int:
     return 0 if segment.pixels is None else segment.pixels.nbytes
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff13
 def segments_under(
-    page:tifffile.TiffPage,
-    x:int, y:int, w:int, h:int, # rectangle inside the page, pixels
-)->list[int]: # indices; planes of separate bands come one after the other
+    page: tifffile.TiffPage,
+    x: int,
+    y: int,
+    w: int,
+    h: int,  # rectangle inside the page, pixels
+) -> list[int]:  # indices; planes of separate bands come one after the other
     "The segments under a rectangle."
     seg_h, seg_w = _segment_size(page)
-    num_across, num_down = -(-page.imagewidth//seg_w), -(-page.imagelength//seg_h)
-    rows, columns = range(y//seg_h, -(-(y + h)//seg_h)), range(x//seg_w, -(-(x + w)//seg_w))
+    num_across, num_down = -(-page.imagewidth // seg_w), -(-page.imagelength // seg_h)
+    rows, columns = range(y // seg_h, -(-(y + h) // seg_h)), range(x // seg_w, -(-(x + w) // seg_w))
     num_planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    return [(plane*num_down + row)*num_across + column for plane in range(num_planes) for row in rows for column in columns]
+    return [
+        (plane * num_down + row) * num_across + column
+        for plane in range(num_planes)
+        for row in rows
+        for column in columns
+    ]
 
 
-def _segment_size(page:tifffile.TiffPage)->tuple[int, int]: # height, width
+def _segment_size(page: tifffile.TiffPage) -> tuple[int, int]:  # height, width
     if page.is_tiled:
         return page.tilelength, page.tilewidth
     return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
 
 def paste_segment(
-    segment:Segment,
-    canvas:np.ndarray,  # (h, w, bands) uint8, written to
-    missing:np.ndarray, # (h, w) bool, set where the file leaves the segment out
-    x:int, y:int,       # the corner of the canvas on the page
+    segment: Segment,
+    canvas: np.ndarray,  # (h, w, bands) uint8, written to
+    missing: np.ndarray,  # (h, w) bool, set where the file leaves the segment out
+    x: int,
+    y: int,  # the corner of the canvas on the page
 ):
     "Copy the part of a segment that lies on a canvas."
     height, width = canvas.shape[:2]
@@ -230,16 +279,16 @@ def paste_segment(
     if segment.pixels is None:
         missing[target] = True
         return
-    part = segment.pixels[rows.start - top:rows.stop - top, columns.start - left:columns.stop - left]
+    part = segment.pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     bands = slice(segment.band, segment.band + part.shape[2])
     canvas[(*target, bands)] = part
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff44
 def read_segment(
-    tiff:tifffile.TiffFile,
-    page:tifffile.TiffPage,
-    index:int, # of the segment
-)->Segment:    # ValueError when it is damaged
+    tiff: tifffile.TiffFile,
+    page: tifffile.TiffPage,
+    index: int,  # of the segment
+) -> Segment:  # ValueError when it is damaged
     "Read and decode a segment."
     offset, num_bytes = page.dataoffsets[index], page.databytecounts[index]
     tiff.filehandle.seek(offset)
@@ -248,19 +297,26 @@ def read_segment(
         raise ValueError(f'it is truncated: a strip or tile of {num_bytes} bytes ends after {len(data)}')
     if data is not None:
         check_coded_size(page, data)
-    pixels, (band, _, top, left, _), (_, height, width, _) = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+    pixels, (band, _, top, left, _), (_, height, width, _) = page.decode(
+        data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
+    )
     if pixels is not None:
         pixels = pixels[0, :height, :width]
         if pixels.dtype != np.uint8 or pixels.shape[:2] != (height, width):
-            raise ValueError(f'a strip or tile decodes to {pixels.shape} {pixels.dtype}, expected {height} x {width} pixels of 8 bits')
+            raise ValueError(
+                f'a strip or tile decodes to {pixels.shape} {pixels.dtype}, expected {height} x {width} pixels of 8 '
+                'bits'
+            )
     return Segment(pixels, (top, left, top + height, left + width), band)
 
 
 def to_rgb(
-    canvas:np.ndarray, # (h, w, bands) uint8
-    samples:Samples,
-    page:tifffile.TiffPage,
-)->tuple[np.ndarray, np.ndarray|None]: # (h, w, 3) uint8 RGB; (h, w) bool, True where scanned, or None where all of it was
+    canvas: np.ndarray,  # (h, w, bands) uint8
+    samples: Samples,
+    page: tifffile.TiffPage,
+) -> tuple[
+    np.ndarray, np.ndarray | None
+]:  # (h, w, 3) uint8 RGB; (h, w) bool, True where scanned, or None where all of it was
     "Look up a palette, compose alpha onto white."
     if samples.color == 'palette':
         return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[canvas[..., 0]], None
@@ -271,8 +327,10 @@ def to_rgb(
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff15
 class TiffSource:
     "The main image of a TIFF, with its coarser levels."
-    def __init__(self,
-        file:Path|BinaryIO, # a TIFF
+
+    def __init__(
+        self,
+        file: Path | BinaryIO,  # a TIFF
     ):
         self.tiff = tifffile.TiffFile(file)
         index = choose_series(self.tiff)
@@ -280,26 +338,40 @@ class TiffSource:
         self.samples = describe_page(self.pages[0])
         check_samples(self.samples)
         check_codec(self.pages[0])
-        self.pages = [page for page in self.pages if describe_page(page) == self.samples and page.compression == self.pages[0].compression]
+        self.pages = [
+            page
+            for page in self.pages
+            if describe_page(page) == self.samples and page.compression == self.pages[0].compression
+        ]
         self.size = size_of_tiff(self.tiff, index)
         width, height = self.pages[0].imagewidth, self.pages[0].imagelength
-        self.levels = [(page.imagewidth, page.imagelength, (width/page.imagewidth + height/page.imagelength)/2) for page in self.pages]
+        self.levels = [
+            (page.imagewidth, page.imagelength, (width / page.imagewidth + height / page.imagelength) / 2)
+            for page in self.pages
+        ]
         num_pixels = max(int(np.prod(page.chunks[:2])) for page in self.pages)
         if num_pixels > MAX_DECODED_PIXELS:
-            raise ValueError(f'a strip of {num_pixels} pixels can only be decoded whole, {MAX_DECODED_PIXELS} are allowed: save it as a tiled TIFF')
+            raise ValueError(
+                f'a strip of {num_pixels} pixels can only be decoded whole, {MAX_DECODED_PIXELS} are allowed: save it '
+                'as a tiled TIFF'
+            )
         self.cache, self.lock = _SegmentCache(), threading.Lock()
 
-    def region(self,
-        level:int,
-        x:int, y:int, w:int, h:int, # pixels of the level, inside it
-    )->Region:
+    def region(
+        self,
+        level: int,
+        x: int,
+        y: int,
+        w: int,
+        h: int,  # pixels of the level, inside it
+    ) -> Region:
         "A rectangle of one level."
         page = self.pages[level]
         canvas = np.zeros((h, w, self.samples.num_bands), np.uint8)
         missing = np.zeros((h, w), bool)
         with self.lock:
             indices = segments_under(page, x, y, w, h)
-            self.cache.max_bytes = max(MIN_CACHED_BYTES, 2*len(indices)*int(np.prod(page.chunks)))
+            self.cache.max_bytes = max(MIN_CACHED_BYTES, 2 * len(indices) * int(np.prod(page.chunks)))
             for index in indices:
                 paste_segment(self._segment(level, index), canvas, missing, x, y)
         rgb, scanned = to_rgb(canvas, self.samples, page)
@@ -308,7 +380,7 @@ class TiffSource:
             scanned = ~missing if scanned is None else scanned & ~missing
         return Region(rgb, scanned)
 
-    def _segment(self, level:int, index:int)->Segment:
+    def _segment(self, level: int, index: int) -> Segment:
         segment = self.cache.get((level, index))
         if segment is None:
             segment = read_segment(self.tiff, self.pages[level], index)

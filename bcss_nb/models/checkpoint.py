@@ -15,40 +15,61 @@ from ..core.labels import get_schema
 from .registry import build_model
 
 # %% ../../nbs/models/02_checkpoint.ipynb #508138b2
-def save_checkpoint(path:Path, **what):
+def save_checkpoint(path: Path, **what):
     "Write a checkpoint; OSError when it cannot be written, and then the file that was there is still there."
     try:
-        with atomic(path) as tmp, open(tmp, 'wb') as f: torch.save(what, f)
+        with atomic(path) as tmp, open(tmp, 'wb') as f:
+            torch.save(what, f)
     except (OSError, RuntimeError) as e:
-        raise OSError(f'cannot write {path}: {e}. The checkpoint before it is untouched; make room and run the same command again') from e
+        raise OSError(
+            f'cannot write {path}: {e}. The checkpoint before it is untouched; make room and run the same command again'
+        ) from e
 
 # %% ../../nbs/models/02_checkpoint.ipynb #438a09c9
-def read_checkpoint(path:str|Path)->dict: # FileNotFoundError; ValueError when it is damaged or holds more than plain data
+def read_checkpoint(
+    path: str | Path,
+) -> dict:  # FileNotFoundError; ValueError when it is damaged or holds more than plain data
     "Read a checkpoint, safely, after checking every byte."
     path = from_root(path)
-    if path.is_dir(): raise ValueError(f'{path} is a folder, not a checkpoint: give a file, for instance best.pt of a run')
-    if not path.exists(): raise FileNotFoundError(f'no checkpoint {path}: train first (make demo, or papermill nbs/03_train.ipynb)')
-    with open(path, 'rb') as f: begins = f.read(2)
-    try: return load_torch(path)
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder, not a checkpoint: give a file, for instance best.pt of a run')
+    if not path.exists():
+        raise FileNotFoundError(f'no checkpoint {path}: train first (make demo, or papermill nbs/03_train.ipynb)')
+    with open(path, 'rb') as f:
+        begins = f.read(2)
+    try:
+        return load_torch(path)
     except Exception as e:
         why = f'{type(e).__name__}: {str(e)[:100]}' if begins == b'PK' else 'it is no file of PyTorch'
-        raise ValueError(f'{path} is no readable checkpoint ({why}): give best.pt of a training; a damaged one must be restored, or moved away and trained again') from e
+        raise ValueError(
+            f'{path} is no readable checkpoint ({why}): give best.pt of a training; a damaged one must be restored, '
+            'or moved away and trained again'
+        ) from e
 
 # %% ../../nbs/models/02_checkpoint.ipynb #323feb4e
 def load_checkpoint(
-    path:str|Path,
-    model:str='',  # '' or the model expected
-    schema:str='', # '' or the schema expected
-)->tuple:          # net in eval mode, dict of what was saved beside the weights; ValueError when it is another model or schema
+    path: str | Path,
+    model: str = '',  # '' or the model expected
+    schema: str = '',  # '' or the schema expected
+) -> (
+    tuple
+):  # net in eval mode, dict of what was saved beside the weights; ValueError when it is another model or schema
     "Rebuild a net from a checkpoint."
     about = read_checkpoint(path)
     if not isinstance(about, dict) or not {'state', 'preset', 'model', 'schema', 'tile'} <= set(about):
         held = ', '.join(map(str, list(about)[:6])) if isinstance(about, dict) else f'a {type(about).__name__}'
         raise ValueError(f'{path} holds {held}, not the weights of a net: give best.pt of a run')
     for what, want in (('model', model), ('schema', schema)):
-        if want and about[what] != want: raise ValueError(f'{path} was trained for {what} {about[what]}, not {want}: choose the checkpoint that fits, or train again')
+        if want and about[what] != want:
+            raise ValueError(
+                f'{path} was trained for {what} {about[what]}, not {want}: choose the checkpoint that fits, or train '
+                'again'
+            )
     net = build_model(about['preset'], len(get_schema(about['schema']).classes), about['tile'])
-    try: net.load_state_dict(about.pop('state'))
+    try:
+        net.load_state_dict(about.pop('state'))
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f'the weights in {path} do not fit a net {about["preset"]} ({str(e)[:100]}): give best.pt of a run') from e
+        raise ValueError(
+            f'the weights in {path} do not fit a net {about["preset"]} ({str(e)[:100]}): give best.pt of a run'
+        ) from e
     return net.eval(), about

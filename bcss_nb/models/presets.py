@@ -7,14 +7,14 @@ __all__ = ['is_unetr', 'is_unet']
 
 # %% ../../nbs/models/00_presets.ipynb #prese-04
 def is_unetr(
-    name:str, # model or preset
-)->bool:
+    name: str,  # model or preset
+) -> bool:
     "Whether a model is a UNETR, which takes images of the one size that it was built for."
     return name.split('-')[0] == 'unetr'
 
 
 def is_unet(
-    name:str, # preset
-)->bool:
+    name: str,  # preset
+) -> bool:
     "Whether a preset is one that MONAI's own UNet describes."
     return name.split('-')[0] == 'unet'

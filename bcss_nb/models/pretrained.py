@@ -21,70 +21,108 @@ from ..core.files import from_root, load_torch
 SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin')
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
+
 def _download(source):
     "The weights of a model on the Hugging Face hub, as a path in its cache."
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
+
     name, _, revision = source.partition('@')
     for file in _HUB_FILES:
-        try: return Path(hf_hub_download(name, file, revision=revision or None))
-        except Exception as e: why = e
-        if not isinstance(why, EntryNotFoundError): break
-    raise FileNotFoundError(f'no file {source}, and the Hugging Face hub gives no {file} for it ({type(why).__name__}: {str(why)[:200]}): check the name and the '
-        'network; a gated model wants `hf auth login`; or download it elsewhere and give the file') from why
+        try:
+            return Path(hf_hub_download(name, file, revision=revision or None))
+        except Exception as e:
+            why = e
+        if not isinstance(why, EntryNotFoundError):
+            break
+    raise FileNotFoundError(
+        f'no file {source}, and the Hugging Face hub gives no {file} for it ({type(why).__name__}: {str(why)[:200]}): '
+        'check the name and the '
+        'network; a gated model wants `hf auth login`; or download it elsewhere and give the file'
+    ) from why
+
 
 def _locate(source):
     "The path behind a file name or a hub id."
     path = from_root(source)
-    if path.is_file(): return path
-    if path.is_dir(): raise FileNotFoundError(f'{source} is a folder: give the file in it, for instance {source}/model.safetensors')
-    if path.suffix not in SUFFIXES and re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', str(source)): return _download(str(source))
-    raise FileNotFoundError(f'no weights {source}: give a file ({", ".join(SUFFIXES)}), or a model on the Hugging Face hub as owner/name or owner/name@revision')
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise FileNotFoundError(f'{source} is a folder: give the file in it, for instance {source}/model.safetensors')
+    if path.suffix not in SUFFIXES and re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', str(source)):
+        return _download(str(source))
+    raise FileNotFoundError(
+        f'no weights {source}: give a file ({", ".join(SUFFIXES)}), or a model on the Hugging Face hub as owner/name '
+        'or owner/name@revision'
+    )
 
 # %% ../../nbs/models/01_pretrained.ipynb #0bf70858
 def _open(path):
     "What a file holds, whatever it is."
-    if path.suffix not in SUFFIXES: raise ValueError(f'its name should end in {", ".join(SUFFIXES)}')
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f'its name should end in {", ".join(SUFFIXES)}')
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
+
         return load_file(path)
     return load_torch(path)
 
+
 def _unwrap(found):
     "The innermost dict of weights."
-    if not isinstance(found, dict): raise ValueError(f'it holds a {type(found).__name__}, expected a dict of tensors')
-    inner = next((found[k] for k in ('model', 'state_dict', 'teacher', 'state') if isinstance(found.get(k), dict)), None)
+    if not isinstance(found, dict):
+        raise ValueError(f'it holds a {type(found).__name__}, expected a dict of tensors')
+    inner = next(
+        (found[k] for k in ('model', 'state_dict', 'teacher', 'state') if isinstance(found.get(k), dict)), None
+    )
     return found if inner is None else _unwrap(inner)
 
 # %% ../../nbs/models/01_pretrained.ipynb #d6960554
 def read_weights(
-    source:str|Path, # a .safetensors, .pt, .pth or .bin file, from the project root; or a hub id, owner/name or owner/name@revision
-)->dict:             # name: tensor on the CPU; FileNotFoundError when it cannot be had, ValueError when damaged, unsafe or without tensors
-    "Read weights, safely; entries that are no tensors are left out."
+    source: str | Path,  # a .safetensors, .pt, .pth or .bin file; or a hub id, owner/name or owner/name@revision
+) -> dict:  # name: tensor on the CPU
+    """Read weights, safely; entries that are no tensors are left out.
+
+    FileNotFoundError when they cannot be had, ValueError when they are damaged, unsafe or without tensors.
+    """
     path = _locate(source)
     try:
         found = _unwrap(_open(path))
         weights = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if not weights: raise ValueError(f'it holds {", ".join(map(str, list(found)[:6])) or "nothing"}, but no tensors')
+        if not weights:
+            raise ValueError(f'it holds {", ".join(map(str, list(found)[:6])) or "nothing"}, but no tensors')
     except Exception as e:
-        raise ValueError(f'cannot read weights from {path} ({type(e).__name__}: {str(e)[:120]}): fetch it again if it is damaged; '
-            'if it holds more than tensors, save only those, as .safetensors, where you trust it') from e
+        raise ValueError(
+            f'cannot read weights from {path} ({type(e).__name__}: {str(e)[:120]}): fetch it again if it is damaged; '
+            'if it holds more than tensors, save only those, as .safetensors, where you trust it'
+        ) from e
     return weights
 
 # %% ../../nbs/models/01_pretrained.ipynb #829dabd5
 _NAMES = {  # ours: timm's, Hugging Face's
-    'cls_token': ('cls_token', 'embeddings.cls_token'), 'positions': ('pos_embed', 'embeddings.position_embeddings'),
-    'patch_embedding.patch_embeddings': ('patch_embed.proj', 'embeddings.patch_embeddings.projection'), 'norm': ('norm', 'layernorm')}
+    'cls_token': ('cls_token', 'embeddings.cls_token'),
+    'positions': ('pos_embed', 'embeddings.position_embeddings'),
+    'patch_embedding.patch_embeddings': ('patch_embed.proj', 'embeddings.patch_embeddings.projection'),
+    'norm': ('norm', 'layernorm'),
+}
 _LAYER = {  # the same inside a layer, with the names of version 5 last
-    'norm1': ('norm1', 'layernorm_before'), 'norm2': ('norm2', 'layernorm_after'), 'attn.qkv': ('attn.qkv',),
-    'attn.q': ('attention.attention.query', 'attention.q_proj'), 'attn.k': ('attention.attention.key', 'attention.k_proj'),
-    'attn.v': ('attention.attention.value', 'attention.v_proj'), 'attn.out_proj': ('attn.proj', 'attention.output.dense', 'attention.o_proj'),
-    'mlp.linear1': ('mlp.fc1', 'intermediate.dense'), 'mlp.linear2': ('mlp.fc2', 'output.dense')}
+    'norm1': ('norm1', 'layernorm_before'),
+    'norm2': ('norm2', 'layernorm_after'),
+    'attn.qkv': ('attn.qkv',),
+    'attn.q': ('attention.attention.query', 'attention.q_proj'),
+    'attn.k': ('attention.attention.key', 'attention.k_proj'),
+    'attn.v': ('attention.attention.value', 'attention.v_proj'),
+    'attn.out_proj': ('attn.proj', 'attention.output.dense', 'attention.o_proj'),
+    'mlp.linear1': ('mlp.fc1', 'intermediate.dense'),
+    'mlp.linear2': ('mlp.fc2', 'output.dense'),
+}
 _OUTER, _INNER = ({theirs: ours for ours, names in table.items() for theirs in names} for table in (_NAMES, _LAYER))
+
 
 def _ours(name):
     "Our name of a published tensor, '' when we have none."
-    if name in _OUTER: return _OUTER[name]
+    if name in _OUTER:
+        return _OUTER[name]
     stem, _, kind = name.rpartition('.')
     layer = re.fullmatch(r'(?:blocks|layers|encoder\.layer)\.(\d+)\.(.+)', stem)
     stem = f'blocks.{layer[1]}.{_INNER[layer[2]]}' if layer and layer[2] in _INNER else _OUTER.get(stem)
@@ -94,102 +132,157 @@ def _ours(name):
 def _prefix(weights):
     "What stands before every name of the encoder."
     keys = [k for k in weights if re.search(r'(^|\.)cls_token$', k)]
-    if len(keys) == 1: return re.sub(r'(embeddings\.)?cls_token$', '', keys[0])
-    if keys: raise ValueError(f'{len(keys)} encoders, by their class tokens {", ".join(keys)}: save the one you want in a file of its own')
-    raise ValueError(f'no cls_token among {", ".join(list(weights)[:4])}, ...: expected a ViT with a class token, under the names of timm or Hugging Face')
+    if len(keys) == 1:
+        return re.sub(r'(embeddings\.)?cls_token$', '', keys[0])
+    if keys:
+        raise ValueError(
+            f'{len(keys)} encoders, by their class tokens {", ".join(keys)}: save the one you want in a file of its own'
+        )
+    raise ValueError(
+        f'no cls_token among {", ".join(list(weights)[:4])}, ...: expected a ViT with a class token, under the names '
+        'of timm or Hugging Face'
+    )
+
 
 def _join_qkv(state):
     "Stack separate queries, keys and values, in place."
     for q in [k for k in state if '.attn.q.' in k]:
         parts = [q.replace('.q.', f'.{x}.') for x in 'qkv']
         lost = [p for p in parts if p not in state]
-        if lost: raise ValueError(f'{q} has no {", ".join(lost)} beside it: expected queries, keys and values alike, all with a bias or none')
+        if lost:
+            raise ValueError(
+                f'{q} has no {", ".join(lost)} beside it: expected queries, keys and values alike, all with a bias or '
+                'none'
+            )
         state[q.replace('.q.', '.qkv.')] = torch.cat([state.pop(p) for p in parts])
 
 # %% ../../nbs/models/01_pretrained.ipynb #e033e1c8
 _HARMLESS = re.compile(r'(heads?|classifier|pooler|pre_logits|fc_norm|(embeddings\.)?mask_token|decoder\w*)(\.|$)')
-_STRANGE = {r'(^|\.)ls\d|layer_scale|gamma_\d': 'layer scale', r'dist(illation)?_token': 'a distillation token', r'reg(ister)?_tokens?': 'register tokens',
-    r'w12|weights_in|gate': 'a gated MLP', r'[qk]_norm': 'normalised queries and keys'}
+_STRANGE = {
+    r'(^|\.)ls\d|layer_scale|gamma_\d': 'layer scale',
+    r'dist(illation)?_token': 'a distillation token',
+    r'reg(ister)?_tokens?': 'register tokens',
+    r'w12|weights_in|gate': 'a gated MLP',
+    r'[qk]_norm': 'normalised queries and keys',
+}
+
 
 def _refuse(names):
     "Raise ValueError about tensors our encoder has no place for."
     kinds = [kind for pattern, kind in _STRANGE.items() if any(re.search(pattern, n) for n in names)]
-    raise ValueError(f'{len(names)} tensors have no place in our encoder, which would compute something else without them '
-        f'({", ".join(names[:3])}{": " if kinds else ""}{", ".join(kinds)}): take a plain ViT')
+    raise ValueError(
+        f'{len(names)} tensors have no place in our encoder, which would compute something else without them '
+        f'({", ".join(names[:3])}{": " if kinds else ""}{", ".join(kinds)}): take a plain ViT'
+    )
 
 # %% ../../nbs/models/01_pretrained.ipynb #e2d42861
 def map_vit(
-    weights:dict, # name: tensor, as published
-)->tuple:         # dict for an `Encoder`, positions on the published grid; list of names it has no use for; ValueError on another architecture
-    "Translate a published ViT into the names and layout of our encoder."
+    weights: dict,  # name: tensor, as published
+) -> tuple:  # dict for an `Encoder`, positions on the published grid; list of names it has no use for
+    "Translate a published ViT into the names and layout of our encoder; ValueError on another architecture."
     prefix, state, unused, strange = _prefix(weights), {}, [], []
     for key, value in weights.items():
         name = key.removeprefix(prefix)
         ours = _ours(name) if key.startswith(prefix) else ''
-        if ours in state: raise ValueError(f'{key} comes twice, under two names: save one encoder only')
-        if ours: state[ours] = value.float()
-        elif not key.startswith(prefix) or _HARMLESS.match(name): unused.append(key)
-        else: strange.append(key)
-    if strange: _refuse(strange)
-    if 'positions' not in state: raise ValueError('no position embedding: relative or rotary positions compute something else, take a plain ViT')
+        if ours in state:
+            raise ValueError(f'{key} comes twice, under two names: save one encoder only')
+        if ours:
+            state[ours] = value.float()
+        elif not key.startswith(prefix) or _HARMLESS.match(name):
+            unused.append(key)
+        else:
+            strange.append(key)
+    if strange:
+        _refuse(strange)
+    if 'positions' not in state:
+        raise ValueError('no position embedding: relative or rotary positions compute something else, take a plain ViT')
     _join_qkv(state)
     cls, pos = state['cls_token'], state.pop('positions')
     if pos.ndim != 3 or pos[:, :1].shape != cls.shape:
-        raise ValueError(f'positions of shape {tuple(pos.shape)} beside a class token of {tuple(cls.shape)}: expected (1, 1 + patches, hidden) and (1, 1, hidden)')
+        raise ValueError(
+            f'positions of shape {tuple(pos.shape)} beside a class token of {tuple(cls.shape)}: expected (1, 1 + '
+            'patches, hidden) and (1, 1, hidden)'
+        )
     return {**state, 'cls_token': cls + pos[:, :1], 'patch_embedding.position_embeddings': pos[:, 1:]}, unused
 
 # %% ../../nbs/models/01_pretrained.ipynb #b39cc47b
 def resize_positions(
-    positions:Tensor, # (1, old, hidden), row by row over a square grid
-    patches:int,      # how many are wanted: a square number
-)->Tensor:            # (1, patches, hidden); ValueError when the old grid is no square
+    positions: Tensor,  # (1, old, hidden), row by row over a square grid
+    patches: int,  # how many are wanted: a square number
+) -> Tensor:  # (1, patches, hidden); ValueError when the old grid is no square
     "Interpolate position embeddings to another grid."
     n, new = positions.shape[1], isqrt(patches)
     old = isqrt(n)
-    if old*old != n: raise ValueError(f'{n} patch positions are no square grid: expected weights for square pictures, with one class token and no other')
-    if old == new: return positions
+    if old * old != n:
+        raise ValueError(
+            f'{n} patch positions are no square grid: expected weights for square pictures, with one class token and '
+            'no other'
+        )
+    if old == new:
+        return positions
     grid = positions.unflatten(1, (old, old)).movedim(-1, 1)
     return F.interpolate(grid, (new, new), mode='bicubic', align_corners=False).flatten(2).mT
 
-def _grid(old, new): # '24x24 -> 14x14', '' when they agree
+
+def _grid(old, new):  # '24x24 -> 14x14', '' when they agree
     a, b = isqrt(old), isqrt(new)
     return '' if a == b else f'{a}x{a} -> {b}x{b}'
 
 # %% ../../nbs/models/01_pretrained.ipynb #786eadf7
-HALF = dict(mean=(.5, .5, .5), std=(.5, .5, .5))
-IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
+HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
 
 def fold_normalisation(
-    weight:Tensor, bias:Tensor,            # (hidden, 3, patch, patch) and (hidden,), made for normalised pictures
-    mean=HALF['mean'], std=HALF['std'],    # of red, green, blue, for pictures in [0, 1]
-)->tuple:                                  # weight, bias for pictures in [0, 1]; ValueError unless there are three numbers each, std above 0
+    weight: Tensor,
+    bias: Tensor,  # (hidden, 3, patch, patch) and (hidden,), made for normalised pictures
+    mean=HALF['mean'],
+    std=HALF['std'],  # of red, green, blue, for pictures in [0, 1]
+) -> tuple:  # weight, bias for pictures in [0, 1]; ValueError unless there are three numbers each, std above 0
     "Move `(x - mean)/std` into the layer that follows it."
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
     if len(mean) != 3 or len(std) != 3 or not (std > 0).all():
-        raise ValueError(f'mean {mean.flatten().tolist()}, std {std.flatten().tolist()}: expected three numbers each, std above 0')
-    scaled = weight.double()/std
-    return scaled.float(), (bias.double() - (scaled*mean).sum((1, 2, 3))).float()
+        raise ValueError(
+            f'mean {mean.flatten().tolist()}, std {std.flatten().tolist()}: expected three numbers each, std above 0'
+        )
+    scaled = weight.double() / std
+    return scaled.float(), (bias.double() - (scaled * mean).sum((1, 2, 3))).float()
 
 # %% ../../nbs/models/01_pretrained.ipynb #33a24064
 def vit_shape(
-    state:dict, # of an `Encoder`, or from `map_vit`
-)->dict:        # layers; hidden and mlp width; channels; patch side in pixels
+    state: dict,  # of an `Encoder`, or from `map_vit`
+) -> dict:  # layers; hidden and mlp width; channels; patch side in pixels
     "Read the shape of a ViT off its tensors."
-    patch, mlp = (list(state[k].shape) if k in state else ['none']*4 for k in ('patch_embedding.patch_embeddings.weight', 'blocks.0.mlp.linear1.weight'))
+    patch, mlp = (
+        list(state[k].shape) if k in state else ['none'] * 4
+        for k in ('patch_embedding.patch_embeddings.weight', 'blocks.0.mlp.linear1.weight')
+    )
     layers = {k.split('.')[1] for k in state if k.startswith('blocks.')}
     return dict(layers=len(layers), hidden=patch[0], mlp=mlp[0], channels=patch[1], patch=patch[-1])
 
+
 _POS, _PATCH = 'patch_embedding.position_embeddings', 'patch_embedding.patch_embeddings.'
+
 
 def _fit(state, mine):
     "The mapped weights on the grid of an encoder; ValueError, in its words, when they do not fit."
     found, need = vit_shape(state), vit_shape(mine)
-    say = lambda shape: ', '.join(f'{k} {v}' for k, v in shape.items())
-    if found != need: raise ValueError(f'a ViT with {say(found)}, but this net takes {say(need)}: ViT-B/16 fits unetr-b, DeiT-Tiny unetr-s')
+
+    def say(shape):
+        return ', '.join(f'{k} {v}' for k, v in shape.items())
+
+    if found != need:
+        raise ValueError(
+            f'a ViT with {say(found)}, but this net takes {say(need)}: ViT-B/16 fits unetr-b, DeiT-Tiny unetr-s'
+        )
     state = {**state, _POS: resize_positions(state[_POS], mine[_POS].shape[1])}
     lost = [k for k in mine if k not in state and not k.startswith('norm.')]
     bent = [f'{k} {tuple(v.shape)}' for k, v in state.items() if k not in mine or v.shape != mine[k].shape]
-    if lost or bent: raise ValueError(f'{len(lost)} tensors absent ({", ".join(lost[:3])}), {len(bent)} of another shape ({", ".join(bent[:3])}): fetch a complete file')
+    if lost or bent:
+        raise ValueError(
+            f'{len(lost)} tensors absent ({", ".join(lost[:3])}), {len(bent)} of another shape '
+            f'({", ".join(bent[:3])}): fetch a complete file'
+        )
     return state
 
 # %% ../../nbs/models/01_pretrained.ipynb #c024a68c
@@ -201,40 +294,61 @@ def _continue(net, weights):
         grid = _grid(weights[name].shape[1], mine[name].shape[1])
         weights = {**weights, name: resize_positions(weights[name], mine[name].shape[1])}
     used = [k for k, v in weights.items() if k in mine and v.shape == mine[k].shape]
-    if 2*sum(mine[k].numel() for k in used) < sum(v.numel() for v in mine.values()):
-        raise ValueError(f'{len(used)} of {len(mine)} tensors fit this net: a unet takes best.pt of a run of the same preset; '
-            'a unetr takes that, or published ViT weights (ViT-B/16: unetr-b, DeiT-Tiny: unetr-s)')
+    if 2 * sum(mine[k].numel() for k in used) < sum(v.numel() for v in mine.values()):
+        raise ValueError(
+            f'{len(used)} of {len(mine)} tensors fit this net: a unet takes best.pt of a run of the same preset; '
+            'a unetr takes that, or published ViT weights (ViT-B/16: unetr-b, DeiT-Tiny: unetr-s)'
+        )
     net.load_state_dict({k: weights[k] for k in used}, strict=False)
-    return dict(used=used, unused=[k for k in weights if k not in used], missing=[k for k in mine if k not in used], grid=grid)
+    return dict(
+        used=used, unused=[k for k in weights if k not in used], missing=[k for k in mine if k not in used], grid=grid
+    )
 
 # %% ../../nbs/models/01_pretrained.ipynb #ffd45cd4
 def load_pretrained(
-    net:nn.Module,                      # from `build_model`; changed in place, or not at all
-    source:str|Path,                    # see `read_weights`: a published ViT for a unetr, a checkpoint of ours for any net
-    mean=HALF['mean'], std=HALF['std'], # what a published ViT was trained with; checkpoints of ours need none
-)->dict:                                # used, unused: names in the source; missing: names in net.vit (a checkpoint: in net) that got nothing; grid, '' if kept
+    net: nn.Module,  # from `build_model`; changed in place, or not at all
+    source: str | Path,  # see `read_weights`: a published ViT for a unetr, a checkpoint of ours for any net
+    mean=HALF['mean'],
+    std=HALF['std'],  # what a published ViT was trained with; checkpoints of ours need none
+) -> dict:  # used, unused: names in the source; missing: names in the net that got nothing; grid, '' if kept
     "Start a net from published weights or from another run; ValueError when they do not fit."
     weights = read_weights(source)
     try:
-        if not hasattr(net, 'vit') or f'vit.{_POS}' in weights: return _continue(net, weights)
+        if not hasattr(net, 'vit') or f'vit.{_POS}' in weights:
+            return _continue(net, weights)
         mine = net.vit.state_dict()
         state, unused = map_vit(weights)
         grid = _grid(state[_POS].shape[1], mine[_POS].shape[1])
         state = _fit(state, mine)
-        state |= zip((_PATCH + 'weight', _PATCH + 'bias'), fold_normalisation(state[_PATCH + 'weight'], state[_PATCH + 'bias'], mean, std))
-    except ValueError as e: raise ValueError(f'{source}: {e}') from e
+        state |= zip(
+            (_PATCH + 'weight', _PATCH + 'bias'),
+            fold_normalisation(state[_PATCH + 'weight'], state[_PATCH + 'bias'], mean, std),
+        )
+    except ValueError as e:
+        raise ValueError(f'{source}: {e}') from e
     net.vit.load_state_dict(state, strict=False)
-    return dict(used=[k for k in weights if k not in unused], unused=unused, missing=[k for k in mine if k not in state], grid=grid)
+    return dict(
+        used=[k for k in weights if k not in unused],
+        unused=unused,
+        missing=[k for k in mine if k not in state],
+        grid=grid,
+    )
 
 # %% ../../nbs/models/01_pretrained.ipynb #97c8014c
 def describe_loading(
-    report:dict, # from `load_pretrained`
-)->str:          # three lines; names that differ in numbers only are told once
+    report: dict,  # from `load_pretrained`
+) -> str:  # three lines; names that differ in numbers only are told once
     "What was used, what was not, and what received nothing."
+
     def short(names):
         alike = {}
-        for n in names: alike.setdefault(re.sub(r'(?<=\.)\d+(?=\.)', '*', n), []).append(n)
+        for n in names:
+            alike.setdefault(re.sub(r'(?<=\.)\d+(?=\.)', '*', n), []).append(n)
         return ', '.join(k if len(v) > 1 else v[0] for k, v in alike.items()) or 'none'
+
     used, unused, missing, grid = (report[k] for k in ('used', 'unused', 'missing', 'grid'))
-    return (f'{len(used)} of {len(used) + len(unused)} tensors used' + f', positions {grid}'*bool(grid)
-        + f'\nnot used ({len(unused)}): {short(unused)}\nreceived nothing ({len(missing)}): {short(missing)}')
+    return (
+        f'{len(used)} of {len(used) + len(unused)} tensors used'
+        + f', positions {grid}' * bool(grid)
+        + f'\nnot used ({len(unused)}): {short(unused)}\nreceived nothing ({len(missing)}): {short(missing)}'
+    )

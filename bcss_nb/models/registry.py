@@ -32,91 +32,123 @@ class _SharedPReLU(torch.autograd.Function):
     def backward(ctx, grad):
         x, slope = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        return torch.ops.aten.leaky_relu_backward(grad, x, float(slope), False), (grad*x.clamp(max=0)).sum().to(slope.dtype).view_as(slope)
+        return torch.ops.aten.leaky_relu_backward(grad, x, float(slope), False), (grad * x.clamp(max=0)).sum().to(
+            slope.dtype
+        ).view_as(slope)
+
 
 class SharedPReLU(nn.PReLU):
     "PReLU with one slope (He et al. 2015), quick to train on a CPU."
-    def forward(self,
-        x:torch.Tensor, # (B, C, H, W) any float
-    )->torch.Tensor:    # same shape and type
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, C, H, W) any float
+    ) -> torch.Tensor:  # same shape and type
         "x where positive, slope times x elsewhere."
-        if x.is_cuda or not torch.is_grad_enabled() or torch.compiler.is_compiling(): return super().forward(x)
+        if x.is_cuda or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
         return _SharedPReLU.apply(x, self.weight)
 
-if 'SHARED_PRELU' not in Act.names: Act.add_factory_callable('shared_prelu', lambda: SharedPReLU)
+
+if 'SHARED_PRELU' not in Act.names:
+    Act.add_factory_callable('shared_prelu', lambda: SharedPReLU)
 
 # %% ../../nbs/02_models.ipynb #7a470fab
 class _Tidy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x): return x.view_as(x)
+    def forward(ctx, x):
+        return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad): return grad.contiguous(memory_format=torch.channels_last)
+    def backward(ctx, grad):
+        return grad.contiguous(memory_format=torch.channels_last)
+
 
 def tidy(
-    x:torch.Tensor, # (B, C, H, W)
-)->torch.Tensor:    # the same
+    x: torch.Tensor,  # (B, C, H, W)
+) -> torch.Tensor:  # the same
     "Make the gradient of x come back channels-last and without gaps in memory."
     return _Tidy.apply(x) if torch.is_grad_enabled() else x
 
+
 class Skip(SkipConnection):
     "MONAI's skip connection, with tidy gradients."
-    def forward(self,
-        x:torch.Tensor, # (B, C, H, W)
-    )->torch.Tensor:    # (B, C + C', H, W)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, C, H, W)
+    ) -> torch.Tensor:  # (B, C + C', H, W)
         "x beside what the levels below make of it."
         return torch.cat([tidy(x), tidy(self.submodule(x))], 1)
 
 # %% ../../nbs/02_models.ipynb #df5f6b72
-_UNET = {'unet-s': (16, 32, 64, 128, 256), 'unet-m': (32, 64, 128, 256, 512), 'unet-l': (64, 128, 256, 512, 1024)}  # channels per level
+_UNET = {
+    'unet-s': (16, 32, 64, 128, 256),
+    'unet-m': (32, 64, 128, 256, 512),
+    'unet-l': (64, 128, 256, 512, 1024),
+}  # channels per level
+
 
 def unet(
-    classes:int,       # output channels
-    preset='unet-s',   # 'unet-s', 'unet-m' or 'unet-l'
-    tile:int=TILE,     # side of the pictures it will see, pixels
-)->nn.Module:
+    classes: int,  # output channels
+    preset='unet-s',  # 'unet-s', 'unet-m' or 'unet-l'
+    tile: int = TILE,  # side of the pictures it will see, pixels
+) -> nn.Module:
     "MONAI's UNet with two residual units a level and batch norm."
     check_side(tile, 16, preset)
-    net = UNet(2, 3, classes, pick(_UNET, preset, 'preset'), (2, 2, 2, 2), num_res_units=2, norm='batch', act='shared_prelu')
+    net = UNet(
+        2, 3, classes, pick(_UNET, preset, 'preset'), (2, 2, 2, 2), num_res_units=2, norm='batch', act='shared_prelu'
+    )
     for m in net.modules():
-        if type(m) is SkipConnection: m.__class__ = Skip
+        if type(m) is SkipConnection:
+            m.__class__ = Skip
     net.register_forward_hook(lambda net, args, out: tidy(out))
     return net
 
 # %% ../../nbs/02_models.ipynb #5f98a868
 class Encoder(ViT):
     "MONAI's ViT as published (Dosovitskiy et al. 2021): with a class token, biases, and drop path (Huang et al. 2016)."
-    def __init__(self,
-        tile:int, hidden:int, mlp:int, heads:int, # side in pixels; widths of the layers; attention heads
-        drop_path=0.,  # chance that the last layer is skipped for a tile; earlier layers less, in a line
+
+    def __init__(
+        self,
+        tile: int,
+        hidden: int,
+        mlp: int,
+        heads: int,  # side in pixels; widths of the layers; attention heads
+        drop_path=0.0,  # chance that the last layer is skipped for a tile; earlier layers less, in a line
     ):
         super().__init__(3, (tile, tile), (16, 16), hidden, mlp, 12, heads, spatial_dims=2, qkv_bias=True)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden))
         for i, block in enumerate(self.blocks):
             block.attn.use_flash_attention, block.norm_cross_attn = True, nn.Identity()
             for branch in (block.attn, block.mlp):
-                branch.drop_path = DropPath(drop_path*i/11)
+                branch.drop_path = DropPath(drop_path * i / 11)
                 branch.register_forward_hook(lambda branch, args, out: branch.drop_path(out))
         for m in self.modules():
-            if isinstance(m, nn.LayerNorm): m.eps = 1e-12
+            if isinstance(m, nn.LayerNorm):
+                m.eps = 1e-12
 
-    def forward(self,
-        x:torch.Tensor, # (B, 3, tile, tile) in [0, 1]
-    )->tuple:           # (B, patches, hidden) after the last norm; the same after each of the 12 layers, before it
+    def forward(
+        self,
+        x: torch.Tensor,  # (B, 3, tile, tile) in [0, 1]
+    ) -> tuple:  # (B, patches, hidden) after the last norm; the same after each of the 12 layers, before it
         "Encode tiles; the class token takes part and is left out of what comes back."
         x, states = super().forward(x)
         return x[:, 1:], [s[:, 1:] for s in states]
 
 # %% ../../nbs/02_models.ipynb #3c89111b
-_UNETR = {'unetr-s': dict(feature_size=16, hidden_size=192, mlp_dim=768, num_heads=3),
-          'unetr-b': dict(feature_size=32, hidden_size=768, mlp_dim=3072, num_heads=12)}
+_UNETR = {
+    'unetr-s': dict(feature_size=16, hidden_size=192, mlp_dim=768, num_heads=3),
+    'unetr-b': dict(feature_size=32, hidden_size=768, mlp_dim=3072, num_heads=12),
+}
+
 
 def unetr(
-    classes:int,
+    classes: int,
     preset='unetr-s',  # 'unetr-s' or 'unetr-b'
-    tile:int=TILE,     # fixed by the position embedding
-    drop_path=0.,      # see `Encoder`
-)->nn.Module:
+    tile: int = TILE,  # fixed by the position embedding
+    drop_path=0.0,  # see `Encoder`
+) -> nn.Module:
     "MONAI's UNETR in two dimensions, on the encoder above."
     check_side(tile, 16, preset)
     shape = pick(_UNETR, preset, 'preset')
@@ -125,61 +157,83 @@ def unetr(
     return net
 
 # %% ../../nbs/02_models.ipynb #ad7560b2
-def check_side(side:int, multiple:int, name:str):
+def check_side(side: int, multiple: int, name: str):
     "Raise ValueError when a picture's side is not a multiple of `multiple` pixels."
-    if side < 2*multiple or side % multiple: raise ValueError(f'{name} takes pictures whose sides are multiples of {multiple} from {2*multiple} pixels on, got {side}: pad or crop')
+    if side < 2 * multiple or side % multiple:
+        raise ValueError(
+            f'{name} takes pictures whose sides are multiples of {multiple} from {2 * multiple} pixels on, got '
+            f'{side}: pad or crop'
+        )
+
 
 def _guard(name, tile):
     "A forward hook that checks the input of a net."
+
     def hook(net, args):
         b, c, h, w = args[0].shape
-        if c != 3: raise ValueError(f'{name} takes 3 colour channels, got {c}')
-        if is_unetr(name) and (h, w) != (tile, tile): raise ValueError(f'this {name} was built for {tile}x{tile} pixels, got {w}x{h}: its position embedding is fixed')
-        for side in (h, w): check_side(side, 16, name)
+        if c != 3:
+            raise ValueError(f'{name} takes 3 colour channels, got {c}')
+        if is_unetr(name) and (h, w) != (tile, tile):
+            raise ValueError(
+                f'this {name} was built for {tile}x{tile} pixels, got {w}x{h}: its position embedding is fixed'
+            )
+        for side in (h, w):
+            check_side(side, 16, name)
+
     return hook
+
 
 PRESETS = tuple(_UNET) + tuple(_UNETR)
 _SMALL = dict(unet='unet-s', unetr='unetr-s')
 
+
 def build_model(
-    name:str,         # one of PRESETS; 'unet' and 'unetr' are the smallest of their kind
-    classes:int,      # output channels
-    tile:int=TILE,    # side of the pictures, pixels
-    drop_path=0.,     # of a unetr, see `Encoder`
-)->nn.Module:         # (B, 3, H, W) float32 -> (B, classes, H, W) logits; ValueError on unknown names and sides that do not fit
+    name: str,  # one of PRESETS; 'unet' and 'unetr' are the smallest of their kind
+    classes: int,  # output channels
+    tile: int = TILE,  # side of the pictures, pixels
+    drop_path=0.0,  # of a unetr, see `Encoder`
+) -> (
+    nn.Module
+):  # (B, 3, H, W) float32 -> (B, classes, H, W) logits; ValueError on unknown names and sides that do not fit
     "Build a net by name."
     name = _SMALL.get(name, name)
-    if name not in PRESETS: raise ValueError(f'unknown model {name!r}: choose one of {", ".join(tuple(_SMALL) + PRESETS)}')
+    if name not in PRESETS:
+        raise ValueError(f'unknown model {name!r}: choose one of {", ".join(tuple(_SMALL) + PRESETS)}')
     net = unet(classes, name, tile) if name in _UNET else unetr(classes, name, tile, drop_path)
     net.register_forward_pre_hook(_guard(name, tile))
     return net
 
 # %% ../../nbs/02_models.ipynb #02-model01
-def best_precision()->str: # a Fabric precision
+def best_precision() -> str:  # a Fabric precision
     "bf16 where the device computes in it, else float32."
-    if torch.cuda.is_available(): return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '32-true'
+    if torch.cuda.is_available():
+        return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '32-true'
     return 'bf16-mixed' if torch.cpu.get_capabilities().get('avx512_bf16') else '32-true'
 
 # %% ../../nbs/02_models.ipynb #6bf7b31e
 def cost(
-    net:nn.Module,
-    tile:int=TILE,  # side of the picture, pixels
-)->dict:            # parameters (count), gmacs (1e9 multiply-accumulates for one tile)
+    net: nn.Module,
+    tile: int = TILE,  # side of the picture, pixels
+) -> dict:  # parameters (count), gmacs (1e9 multiply-accumulates for one tile)
     "Count parameters and multiply-accumulates."
     was, device = net.training, next(net.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(torch.zeros(1, 3, tile, tile, device=device))
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        net.eval()(torch.zeros(1, 3, tile, tile, device=device))
     net.train(was)
-    return dict(parameters=sum(p.numel() for p in net.parameters()), gmacs=round(flops.get_total_flops()/2e9, 3))
+    return dict(parameters=sum(p.numel() for p in net.parameters()), gmacs=round(flops.get_total_flops() / 2e9, 3))
 
 # %% ../../nbs/02_models.ipynb #f8a55964
 class ColourBaseline:
     "Per-pixel logistic regression on RGB."
-    def __init__(self, pixels=100_000, seed=0): self.pixels, self.seed = pixels, seed
 
-    def fit(self,
-        images:np.ndarray, # (N, H, W, 3) uint8
-        labels:np.ndarray, # (N, H, W) uint8 class index; IGNORE is left out
-    ):                     # self
+    def __init__(self, pixels=100_000, seed=0):
+        self.pixels, self.seed = pixels, seed
+
+    def fit(
+        self,
+        images: np.ndarray,  # (N, H, W, 3) uint8
+        labels: np.ndarray,  # (N, H, W) uint8 class index; IGNORE is left out
+    ):  # self
         "Fit on a random draw of labelled pixels, classes weighted evenly."
         x, y = images.reshape(-1, 3), labels.reshape(-1)
         rows = np.random.default_rng(self.seed).integers(0, len(y), self.pixels)
@@ -187,10 +241,13 @@ class ColourBaseline:
         self.model = make_pipeline(StandardScaler(), LogisticRegression(class_weight='balanced')).fit(x[rows], y[rows])
         return self
 
-    def predict(self,
-        images:np.ndarray, # (N, H, W, 3) uint8
-    )->np.ndarray:         # (N, H, W) uint8 class index
+    def predict(
+        self,
+        images: np.ndarray,  # (N, H, W, 3) uint8
+    ) -> np.ndarray:  # (N, H, W) uint8 class index
         "The most likely class of each pixel."
         scale, fit = self.model
-        score = (images.reshape(-1, 3).astype(np.float32) - scale.mean_.astype(np.float32)) @ (fit.coef_/scale.scale_).T.astype(np.float32)
+        score = (images.reshape(-1, 3).astype(np.float32) - scale.mean_.astype(np.float32)) @ (
+            fit.coef_ / scale.scale_
+        ).T.astype(np.float32)
         return fit.classes_[(score + fit.intercept_).argmax(1)].astype(np.uint8).reshape(images.shape[:-1])

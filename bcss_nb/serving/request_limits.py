@@ -7,7 +7,14 @@ __all__ = ['ENCODINGS', 'GUARDED', 'Refused', 'error_body', 'check_size', 'open_
            'known_id', 'send_refusal', 'replay', 'check_key', 'telling', 'without_prefix', 'without_body', 'Gate']
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi02
-import asyncio, hmac, io, json, re, time, uuid, zlib
+import asyncio
+import hmac
+import io
+import json
+import re
+import time
+import uuid
+import zlib
 
 from PIL import UnidentifiedImageError
 
@@ -18,34 +25,42 @@ from ..inference.readers import FORMATS, ArraySource, Picture, is_tiff, open_ima
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi06
 class Refused(Exception):
     "A request that is not served."
-    def __init__(self, status:int, detail:str, retry:int=0, headers:dict|None=None): # HTTP status; what was found and what to do; seconds to wait
+
+    def __init__(
+        self, status: int, detail: str, retry: int = 0, headers: dict | None = None
+    ):  # HTTP status; what was found and what to do; seconds to wait
         super().__init__(detail)
         self.status, self.detail, self.retry, self.more = status, detail, retry, headers or {}
 
     @property
-    def headers(self)->dict: return self.more | ({'retry-after': str(self.retry)} if self.retry else {})
+    def headers(self) -> dict:
+        return self.more | ({'retry-after': str(self.retry)} if self.retry else {})
 
 
 def error_body(
-    path:str, # of the request, without a prefix
-    text:str,
-)->dict:
+    path: str,  # of the request, without a prefix
+    text: str,
+) -> dict:
     "An error as programs of the inference protocol expect it below /v2, and as people do elsewhere."
     return {'error' if path == '/v2' or path.startswith('/v2/') else 'detail': text}
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi08
-def check_size(width:int, height:int, max_pixels:int):
+def check_size(width: int, height: int, max_pixels: int):
     "Refused with 413 when a picture has too many pixels."
-    if width*height > max_pixels:
-        raise Refused(413, f'the picture has {width}x{height} pixels, {max_pixels/1e6:g} million are allowed: send a region of it, or use bcss predict for slides')
+    if width * height > max_pixels:
+        raise Refused(
+            413,
+            f'the picture has {width}x{height} pixels, {max_pixels / 1e6:g} million are allowed: send a region of it, '
+            'or use bcss predict for slides',
+        )
 
 
 def open_upload(
-    data:bytes,          # a file
-    max_pixels:int,      # in the file
-    mpp:float|None=None, # micrometers per pixel, replaces what the file states
-    name:str='',         # of the file; BCSS names state the pixel size
-)->Picture:              # with all its pixels in memory; Refused with 415, 413 or 422
+    data: bytes,  # a file
+    max_pixels: int,  # in the file
+    mpp: float | None = None,  # micrometers per pixel, replaces what the file states
+    name: str = '',  # of the file; BCSS names state the pixel size
+) -> Picture:  # with all its pixels in memory; Refused with 415, 413 or 422
     "Look at the header of a picture, then decode it with the readers of `bcss predict`."
     file = io.BytesIO(data)
     try:
@@ -60,41 +75,51 @@ def open_upload(
         if isinstance(error.__cause__, Refused):
             raise error.__cause__ from None
         if isinstance(error.__cause__, UnidentifiedImageError):
-            raise Refused(415, f'this is no picture in a format served here: send {", ".join(FORMATS)} or TIFF, 8-bit RGB') from None
+            raise Refused(
+                415, f'this is no picture in a format served here: send {", ".join(FORMATS)} or TIFF, 8-bit RGB'
+            ) from None
         raise Refused(422, str(error)) from None
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi15
 def announced(
-    headers:dict, # lower-case bytes -> bytes
-    most:int,     # bytes allowed
-):                # Refused with 400 or 413
+    headers: dict,  # lower-case bytes -> bytes
+    most: int,  # bytes allowed
+):  # Refused with 400 or 413
     "Look at the length that a request announces."
     said = headers.get(b'content-length', b'0')
-    if not re.fullmatch(rb'\d{1,18}', said): raise Refused(400, 'content-length is not a number')
-    if int(said) > most: raise Refused(413, f'the body has {int(said)} bytes, {most} are allowed: send a smaller picture')
+    if not re.fullmatch(rb'\d{1,18}', said):
+        raise Refused(400, 'content-length is not a number')
+    if int(said) > most:
+        raise Refused(413, f'the body has {int(said)} bytes, {most} are allowed: send a smaller picture')
+
 
 async def read_body(
-    receive,       # ASGI
-    most:int,      # bytes
-    seconds:float, # until it must be there
-)->bytes:          # Refused with 400, 408 or 413
+    receive,  # ASGI
+    most: int,  # bytes
+    seconds: float,  # until it must be there
+) -> bytes:  # Refused with 400, 408 or 413
     "Read a body, counting bytes and seconds."
     parts, size = [], 0
     try:
         async with asyncio.timeout(seconds):
             while True:
                 message = await receive()
-                if message['type'] == 'http.disconnect': raise Refused(400, 'the connection was closed before the body was complete')
-                parts.append(message.get('body', b'')); size += len(parts[-1])
-                if size > most: raise Refused(413, f'the body has more than {most} bytes: send a smaller picture')
-                if not message.get('more_body'): return b''.join(parts)
-    except TimeoutError: raise Refused(408, f'the body did not arrive within {seconds:g} s') from None
+                if message['type'] == 'http.disconnect':
+                    raise Refused(400, 'the connection was closed before the body was complete')
+                parts.append(message.get('body', b''))
+                size += len(parts[-1])
+                if size > most:
+                    raise Refused(413, f'the body has more than {most} bytes: send a smaller picture')
+                if not message.get('more_body'):
+                    return b''.join(parts)
+    except TimeoutError:
+        raise Refused(408, f'the body did not arrive within {seconds:g} s') from None
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi30
 ENCODINGS = ('gzip', 'deflate')
 
 
-def _unpack(body:bytes, window_bits:int, max_bytes:int)->bytes:
+def _unpack(body: bytes, window_bits: int, max_bytes: int) -> bytes:
     "Unpack the members of a compressed body; Refused with 413 beyond the limit, zlib.error when it is damaged."
     parts, size = [], 0
     while body:
@@ -110,16 +135,20 @@ def _unpack(body:bytes, window_bits:int, max_bytes:int)->bytes:
 
 
 def unpack_body(
-    body:bytes,
-    encoding:str,  # value of Content-Encoding; '' when there is none
-    max_bytes:int, # of the unpacked body
-)->bytes:          # Refused with 400, 413 or 415
+    body: bytes,
+    encoding: str,  # value of Content-Encoding; '' when there is none
+    max_bytes: int,  # of the unpacked body
+) -> bytes:  # Refused with 400, 413 or 415
     "Undo the compression of a body."
     name = encoding.strip().lower()
     if name in ('', 'identity'):
         return body
     if name not in ENCODINGS:
-        raise Refused(415, f'the body is encoded as {name[:40]!r}: send it plain, or with {" or ".join(ENCODINGS)}', headers={'accept-encoding': ', '.join(ENCODINGS)})
+        raise Refused(
+            415,
+            f'the body is encoded as {name[:40]!r}: send it plain, or with {" or ".join(ENCODINGS)}',
+            headers={'accept-encoding': ', '.join(ENCODINGS)},
+        )
     try:
         if name == 'gzip':
             return _unpack(body, 16 + zlib.MAX_WBITS, max_bytes)
@@ -129,100 +158,153 @@ def unpack_body(
         raise Refused(400, f'the body is no {name}: {error}') from None
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi19
-def known_id(said:bytes)->str:
+def known_id(said: bytes) -> str:
     "The caller's request id, or a new one."
     return said.decode() if re.fullmatch(rb'[A-Za-z0-9_.-]{1,64}', said) else uuid.uuid4().hex
 
-async def send_refusal(send, e:Refused, path:str):
+
+async def send_refusal(send, e: Refused, path: str):
     "Answer with a refusal as JSON, and close: what is left of the body is not wanted."
     body = json.dumps(error_body(path, e.detail)).encode()
     headers = {'content-type': 'application/json', 'content-length': str(len(body)), 'connection': 'close', **e.headers}
-    await send(dict(type='http.response.start', status=e.status, headers=[(k.encode(), v.encode()) for k, v in headers.items()]))
+    await send(
+        dict(
+            type='http.response.start', status=e.status, headers=[(k.encode(), v.encode()) for k, v in headers.items()]
+        )
+    )
     await send(dict(type='http.response.body', body=body))
 
-def replay(body:bytes, receive):
+
+def replay(body: bytes, receive):
     "Hand on a body that was read; what comes after it is the line's own."
     parts = [dict(type='http.request', body=body, more_body=False)]
-    async def again(): return parts.pop() if parts else await receive()
+
+    async def again():
+        return parts.pop() if parts else await receive()
+
     return again
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi20
 GUARDED = re.compile(r'/predict|/results/|/v2/models/[^/]+(/versions/[^/]+)?/infer')
 
-def check_key(headers:dict, path:str, key:str): # lower-case bytes -> bytes; of the request; empty: none is asked for
-    "Refused with 401 where a key is asked for and another is given."
-    if key and GUARDED.match(path) and not hmac.compare_digest(headers.get(b'x-api-key', b''), key.encode()): raise Refused(401, 'give the API key in the header X-API-Key')
 
-def telling(send, status:list, headers:list): # ASGI; receives the status of the answer; (name, value) for it
+def check_key(
+    headers: dict, path: str, key: str
+):  # lower-case bytes -> bytes; of the request; empty: none is asked for
+    "Refused with 401 where a key is asked for and another is given."
+    if key and GUARDED.match(path) and not hmac.compare_digest(headers.get(b'x-api-key', b''), key.encode()):
+        raise Refused(401, 'give the API key in the header X-API-Key')
+
+
+def telling(send, status: list, headers: list):  # ASGI; receives the status of the answer; (name, value) for it
     "Pass an answer on, with the headers it does not have yet."
+
     async def tell(message):
         if message['type'] == 'http.response.start':
             status[0], said = message['status'], message.get('headers', ())
             message = message | dict(headers=[*said, *(h for h in headers if h[0] not in dict(said))])
         await send(message)
+
     return tell
 
 
 def without_prefix(
-    path:str,
-    root_path:str, # for instance '/bcss'; '' where there is none
-)->str:
+    path: str,
+    root_path: str,  # for instance '/bcss'; '' where there is none
+) -> str:
     "The path of a request behind a proxy that does not cut its prefix off."
     if root_path and (path == root_path or path.startswith(root_path + '/')):
-        return path[len(root_path):] or '/'
+        return path[len(root_path) :] or '/'
     return path
 
 
-def without_body(send): # ASGI
+def without_body(send):  # ASGI
     "Pass an answer on without its body, as HEAD asks."
-    async def tell(message:dict):
+
+    async def tell(message: dict):
         await send(message | dict(body=b'') if message['type'] == 'http.response.body' else message)
+
     return tell
 
 # %% ../../nbs/serving/02_request_limits.ipynb #08a-limi24
 class Gate:
     "ASGI layer before everything else: key, size, time and number of bodies."
-    def __init__(self, app,
-        most_bytes=32*2**20, # of a body
-        seconds=30.,         # for a body to arrive
-        bodies=16,           # read or waiting at once
-        key='',              # API key asked for in `X-API-Key`; empty: none
-        done=None,           # called with request_id, method, path, status, seconds after each request
-        headers=None,        # put on every answer that does not say otherwise
-        root_path='',        # prefix that a proxy may leave in the path
+
+    def __init__(
+        self,
+        app,
+        most_bytes=32 * 2**20,  # of a body
+        seconds=30.0,  # for a body to arrive
+        bodies=16,  # read or waiting at once
+        key='',  # API key asked for in `X-API-Key`; empty: none
+        done=None,  # called with request_id, method, path, status, seconds after each request
+        headers=None,  # put on every answer that does not say otherwise
+        root_path='',  # prefix that a proxy may leave in the path
     ):
-        self.app, self.most_bytes, self.seconds, self.bodies, self.key, self.done, self.inside = app, most_bytes, seconds, bodies, key, done, 0
+        self.app, self.most_bytes, self.seconds, self.bodies, self.key, self.done, self.inside = (
+            app,
+            most_bytes,
+            seconds,
+            bodies,
+            key,
+            done,
+            0,
+        )
         self.headers, self.root_path = [(k.encode(), v.encode()) for k, v in (headers or {}).items()], root_path
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http': return await self.app(scope, receive, send)
-        headers, start, status, entered, method = dict(scope['headers']), time.perf_counter(), [499], False, scope['method']
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
+        headers, start, status, entered, method = (
+            dict(scope['headers']),
+            time.perf_counter(),
+            [499],
+            False,
+            scope['method'],
+        )
         path = without_prefix(scope['path'], self.root_path)
         scope['path'] = self.root_path + path  # ASGI wants the prefix in the path, whether the proxy cut it off or not
-        if method == 'HEAD': scope['method'], send = 'GET', without_body(send)
+        if method == 'HEAD':
+            scope['method'], send = 'GET', without_body(send)
         scope.setdefault('state', {})['path'] = path
         scope['state']['request_id'] = request_id = known_id(headers.get(b'x-request-id', b''))
         tell = telling(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
         try:
-            check_key(headers, path, self.key); announced(headers, self.most_bytes)
+            check_key(headers, path, self.key)
+            announced(headers, self.most_bytes)
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
-                if self.inside >= self.bodies: raise Refused(503, 'too many requests at once: try again', retry=1)
-                self.inside += 1; entered = True
+                if self.inside >= self.bodies:
+                    raise Refused(503, 'too many requests at once: try again', retry=1)
+                self.inside += 1
+                entered = True
                 body = await read_body(receive, self.most_bytes, self.seconds)
-                if b'content-encoding' in headers: body = await self.unpacked(body, scope, headers)
-                scope['state']['body'] = body; receive = replay(body, receive)
+                if b'content-encoding' in headers:
+                    body = await self.unpacked(body, scope, headers)
+                scope['state']['body'] = body
+                receive = replay(body, receive)
             await self.app(scope, receive, tell)
-        except Refused as e: await send_refusal(tell, e, path)
+        except Refused as e:
+            await send_refusal(tell, e, path)
         except Exception:
-            if status[0] == 499: await send_refusal(tell, Refused(500, 'an error inside the service: see its log'), path)
+            if status[0] == 499:
+                await send_refusal(tell, Refused(500, 'an error inside the service: see its log'), path)
             raise
         finally:
             self.inside -= entered
-            if self.done: self.done(request_id=request_id, method=method, path=path, status=status[0], seconds=time.perf_counter() - start)
+            if self.done:
+                self.done(
+                    request_id=request_id,
+                    method=method,
+                    path=path,
+                    status=status[0],
+                    seconds=time.perf_counter() - start,
+                )
 
-    async def unpacked(self, body:bytes, scope:dict, headers:dict)->bytes:
+    async def unpacked(self, body: bytes, scope: dict, headers: dict) -> bytes:
         "A compressed body unpacked, and the headers that speak of it corrected."
-        body = await asyncio.to_thread(unpack_body, body, headers[b'content-encoding'].decode('latin-1'), self.most_bytes)
+        body = await asyncio.to_thread(
+            unpack_body, body, headers[b'content-encoding'].decode('latin-1'), self.most_bytes
+        )
         kept = [(k, v) for k, v in scope['headers'] if k not in (b'content-encoding', b'content-length')]
         scope['headers'] = [*kept, (b'content-length', str(len(body)).encode())]
         return body

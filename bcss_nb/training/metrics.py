@@ -17,178 +17,211 @@ from ..core.labels import IGNORE, Schema, pick
 
 # %% ../../nbs/training/01_metrics.ipynb #a8e8f837
 def over_ranks(
-    local:Tensor, # sums of this process
-)->Tensor:        # sums over all processes; the gradient is that of this process's share
+    local: Tensor,  # sums of this process
+) -> Tensor:  # sums over all processes; the gradient is that of this process's share
     "Add up over processes; alone, change nothing."
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1): return local
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return local
     total = local.detach().clone()
     dist.all_reduce(total)
     return total + (local - local.detach())
 
 # %% ../../nbs/training/01_metrics.ipynb #c253d590
 def by_label(
-    maps:Tensor,  # (B, C, H, W) float
-    truth:Tensor, # (B, C, H, W) one-hot, 0 everywhere where nothing is labelled
-)->Tensor:        # (C, C): row i, column j is map i added up over the pixels labelled j
+    maps: Tensor,  # (B, C, H, W) float
+    truth: Tensor,  # (B, C, H, W) one-hot, 0 everywhere where nothing is labelled
+) -> Tensor:  # (C, C): row i, column j is map i added up over the pixels labelled j
     "Add up maps over the pixels of each label; of probabilities, a soft confusion matrix."
-    with torch.autocast(maps.device.type, enabled=False): return (maps.flatten(2) @ truth.flatten(2).mT).sum(0)
+    with torch.autocast(maps.device.type, enabled=False):
+        return (maps.flatten(2) @ truth.flatten(2).mT).sum(0)
 
 # %% ../../nbs/training/01_metrics.ipynb #ff97be7a
 class DiceCELoss(nn.Module):
     "Cross-entropy plus soft Dice over the batch, blind to IGNORE."
-    def __init__(self,
-        weight=None, # (C,) weight of each class in the cross-entropy; None: all alike
-        gamma=0.,    # focal exponent: above 0, pixels that are right already count less (Lin et al. 2017)
-        dice=1.,     # weight of the Dice term
-        ce=1.,       # weight of the cross-entropy term
-        smooth=1e-5, # keeps 0/0 away, in pixels
+
+    def __init__(
+        self,
+        weight=None,  # (C,) weight of each class in the cross-entropy; None: all alike
+        gamma=0.0,  # focal exponent: above 0, pixels that are right already count less (Lin et al. 2017)
+        dice=1.0,  # weight of the Dice term
+        ce=1.0,  # weight of the cross-entropy term
+        smooth=1e-5,  # keeps 0/0 away, in pixels
     ):
         super().__init__()
         self.gamma, self.dice, self.ce, self.smooth = gamma, dice, ce, smooth
         self.register_buffer('weight', None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
 
-    def forward(self,
-        logits:Tensor, # (B, C, H, W) any float
-        label:Tensor,  # (B, H, W) class index or IGNORE
-    )->Tensor:         # scalar float32; 0 when every pixel is ignored
+    def forward(
+        self,
+        logits: Tensor,  # (B, C, H, W) any float
+        label: Tensor,  # (B, H, W) class index or IGNORE
+    ) -> Tensor:  # scalar float32; 0 when every pixel is ignored
         "Score a batch."
         logp, label = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1), label[:, None]
         truth = (label == torch.arange(logp.shape[1], device=label.device)[:, None, None]).to(logp.dtype)
         prob = logp.exp()
-        soft, cross = by_label(prob, truth), by_label(logp*(1 - prob)**self.gamma if self.gamma else logp, truth).diagonal()
+        soft, cross = (
+            by_label(prob, truth),
+            by_label(logp * (1 - prob) ** self.gamma if self.gamma else logp, truth).diagonal(),
+        )
         both, pred, area, cross = over_ranks(torch.stack([soft.diagonal(), soft.sum(1), truth.sum((0, 2, 3)), cross]))
         weight = torch.ones_like(area) if self.weight is None else self.weight
-        ce = -(weight*cross).sum()/(weight*area).sum().clamp(min=1e-8)
-        loss, there = 1 - (2*both + self.smooth)/(pred + area + self.smooth), area > 0
-        return self.ce*ce + self.dice*(loss*there).sum()/there.sum().clamp(min=1)
+        ce = -(weight * cross).sum() / (weight * area).sum().clamp(min=1e-8)
+        loss, there = 1 - (2 * both + self.smooth) / (pred + area + self.smooth), area > 0
+        return self.ce * ce + self.dice * (loss * there).sum() / there.sum().clamp(min=1)
 
 # %% ../../nbs/training/01_metrics.ipynb #64abd4ef
-LOSSES = dict(dice_ce=dict(), dice_focal=dict(gamma=2.), ce=dict(dice=0.))
+LOSSES = dict(dice_ce=dict(), dice_focal=dict(gamma=2.0), ce=dict(dice=0.0))
+
 
 def class_weights(
-    area,     # (C,) labelled pixels of each class
-)->np.ndarray: # (C,) float, mean 1; classes without pixels count 1 before that
+    area,  # (C,) labelled pixels of each class
+) -> np.ndarray:  # (C,) float, mean 1; classes without pixels count 1 before that
     "Inverse square root of each class's share."
     area = np.asarray(area, dtype=np.float64)
-    w = np.where(area > 0, np.sqrt(area.sum()/np.maximum(area, 1)), 1.)
-    return w/w.mean()
+    w = np.where(area > 0, np.sqrt(area.sum() / np.maximum(area, 1)), 1.0)
+    return w / w.mean()
 
-def make_loss(name:str, weight=None)->DiceCELoss: # ValueError on an unknown name
+
+def make_loss(name: str, weight=None) -> DiceCELoss:  # ValueError on an unknown name
     "A loss by name."
     return DiceCELoss(weight, **pick(LOSSES, name, 'loss'))
 
 # %% ../../nbs/training/01_metrics.ipynb #bd79be28
 def confusion(
-    truth:Tensor, # (N, H, W) class index; IGNORE is left out
-    pred:Tensor,  # (N, H, W) class index
-    n:int,        # number of classes
-)->Tensor:        # (n, n) int64 pixel counts
+    truth: Tensor,  # (N, H, W) class index; IGNORE is left out
+    pred: Tensor,  # (N, H, W) class index
+    n: int,  # number of classes
+) -> Tensor:  # (n, n) int64 pixel counts
     "Count the pixels of each (true, predicted) pair."
     keep = truth != IGNORE
-    return torch.bincount(truth[keep].long()*n + pred[keep].long(), minlength=n*n).view(n, n)
+    return torch.bincount(truth[keep].long() * n + pred[keep].long(), minlength=n * n).view(n, n)
 
 # %% ../../nbs/training/01_metrics.ipynb #ae8dc9be
 def confusion_by_patient(
-    truth:Tensor, pred:Tensor, # (N, H, W) class index
-    patients,                  # (N,) patient of each tile
-    n:int,
-    names=None,                # patients to count; None: those that are there
-)->tuple:                      # list of P names, sorted; (P, n, n) int64 counts
+    truth: Tensor,
+    pred: Tensor,  # (N, H, W) class index
+    patients,  # (N,) patient of each tile
+    n: int,
+    names=None,  # patients to count; None: those that are there
+) -> tuple:  # list of P names, sorted; (P, n, n) int64 counts
     "One confusion matrix per patient."
     names, patients = sorted(set(patients)) if names is None else list(names), np.asarray(patients)
     return names, torch.stack([confusion(truth[patients == p], pred[patients == p], n) for p in names])
 
 # %% ../../nbs/training/01_metrics.ipynb #4f3d917e
-def _ratio(a, b)->np.ndarray:
+def _ratio(a, b) -> np.ndarray:
     "Divide; 0/0 is nan."
-    with np.errstate(invalid='ignore', divide='ignore'): return np.where(b > 0, a/b, np.nan)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.where(b > 0, a / b, np.nan)
+
 
 def _tp_truth_pred(counts):
     "True positives, true pixels, predicted pixels of each class."
     counts = np.asarray(counts, dtype=np.float64)
     return counts.diagonal(axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
 
-def _where_true(truth:np.ndarray, score:np.ndarray)->np.ndarray:
+
+def _where_true(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
     "The score where the class has a true pixel, nan elsewhere."
     return np.where(truth > 0, score, np.nan)
 
+
 def dice(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan without a true pixel
+    counts,  # (..., n, n) pixel counts
+) -> np.ndarray:  # (..., n) 0 to 1, nan without a true pixel
     "Dice similarity (Dice 1945) of each class."
     tp, truth, pred = _tp_truth_pred(counts)
-    return _where_true(truth, _ratio(2*tp, truth + pred))
+    return _where_true(truth, _ratio(2 * tp, truth + pred))
+
 
 def iou(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan without a true pixel
+    counts,  # (..., n, n) pixel counts
+) -> np.ndarray:  # (..., n) 0 to 1, nan without a true pixel
     "Intersection over union (Jaccard 1901) of each class."
     tp, truth, pred = _tp_truth_pred(counts)
     return _where_true(truth, _ratio(tp, truth + pred - tp))
 
 # %% ../../nbs/training/01_metrics.ipynb #35eccbf2
 def precision(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan without a true pixel and where nothing was predicted
+    counts,  # (..., n, n) pixel counts
+) -> np.ndarray:  # (..., n) 0 to 1, nan without a true pixel and where nothing was predicted
     "Share of the pixels predicted as a class that are of it."
     tp, truth, pred = _tp_truth_pred(counts)
     return _where_true(truth, _ratio(tp, pred))
 
+
 def recall(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (..., n) 0 to 1, nan where there is nothing to find
+    counts,  # (..., n, n) pixel counts
+) -> np.ndarray:  # (..., n) 0 to 1, nan where there is nothing to find
     "Share of the pixels of a class that were found."
-    tp, truth, pred = _tp_truth_pred(counts); return _ratio(tp, truth)
+    tp, truth, pred = _tp_truth_pred(counts)
+    return _ratio(tp, truth)
+
 
 def accuracy(
-    counts, # (..., n, n) pixel counts
-)->np.ndarray: # (...) 0 to 1, nan without pixels
+    counts,  # (..., n, n) pixel counts
+) -> np.ndarray:  # (...) 0 to 1, nan without pixels
     "Share of labelled pixels that got their class."
-    tp, truth, _ = _tp_truth_pred(counts); return _ratio(tp.sum(-1), truth.sum(-1))
+    tp, truth, _ = _tp_truth_pred(counts)
+    return _ratio(tp.sum(-1), truth.sum(-1))
 
 # %% ../../nbs/training/01_metrics.ipynb #8c741c46
 def predicted_absent(
     counts,  # (..., n, n) pixel counts
-    classes, # n names
-)->dict:     # class without a true pixel -> pixels predicted as it, mean over the leading axes, and their share of the labelled ones
-    "What was predicted as the classes that nobody has."
+    classes,  # n names
+) -> dict:  # class without a true pixel -> pixels predicted as it, and their share of the labelled ones
+    "What was predicted as the classes that nobody has, mean over the leading axes."
     counts = np.asarray(counts, dtype=np.float64)
     pooled = counts.reshape(-1, *counts.shape[-2:]).mean(0)
     gone = [i for i in range(len(classes)) if not pooled[i].any()]
     total = max(pooled.sum(), 1)
-    return {classes[i]: dict(pixels=round(pooled[:, i].sum()), share=round(pooled[:, i].sum()/total, 6)) for i in gone}
+    return {
+        classes[i]: dict(pixels=round(pooled[:, i].sum()), share=round(pooled[:, i].sum() / total, 6)) for i in gone
+    }
+
 
 def mean_dice(
-    counts,       # (..., n, n) pixel counts
-    which=None,   # indices of the classes that count; None: all
-)->np.ndarray:    # (...) mean over the classes with a true pixel
+    counts,  # (..., n, n) pixel counts
+    which=None,  # indices of the classes that count; None: all
+) -> np.ndarray:  # (...) mean over the classes with a true pixel
     "Mean Dice over classes; nan only when no class has a true pixel."
     d = dice(counts) if which is None else dice(counts)[..., list(which)]
     return _ratio(np.nansum(d, -1), (~np.isnan(d)).sum(-1))
 
-def without_other(classes)->list: # indices
+
+def without_other(classes) -> list:  # indices
     "The classes that mean something."
     return [i for i, c in enumerate(classes) if c != 'other']
 
-def named(values, classes)->dict: # class name -> float, None where undefined
+
+def named(values, classes) -> dict:  # class name -> float, None where undefined
     "Scores by class name, ready for JSON."
     return {c: None if np.isnan(v) else round(float(v), 4) for c, v in zip(classes, values)}
 
 # %% ../../nbs/training/01_metrics.ipynb #bb364573
 def show_confusion(
-    counts,        # (n, n) pixel counts
-    schema:Schema, # class names
+    counts,  # (n, n) pixel counts
+    schema: Schema,  # class names
 ):
     "Draw a confusion matrix, normalized over each true class."
     import matplotlib.pyplot as plt
+
     share = _ratio(np.asarray(counts, float), np.asarray(counts, float).sum(1, keepdims=True))
     n = len(schema.classes)
-    fig, ax = plt.subplots(figsize=(1.1*n + 1, n + .6), layout='constrained')
+    fig, ax = plt.subplots(figsize=(1.1 * n + 1, n + 0.6), layout='constrained')
     fig.colorbar(ax.imshow(share, cmap='Blues', vmin=0, vmax=1), label='share of the true class')
     for i in range(n):
         for j in range(n):
             text = '–' if np.isnan(share[i, j]) else f'{share[i, j]:.2f}'
-            ax.text(j, i, text, ha='center', va='center', color='white' if share[i, j] > .5 else 'black')
+            ax.text(j, i, text, ha='center', va='center', color='white' if share[i, j] > 0.5 else 'black')
     rows = [f'{c}\n(no pixel)' if np.isnan(s[0]) else c for c, s in zip(schema.classes, share)]
-    ax.set(xticks=range(n), yticks=range(n), xticklabels=schema.classes, yticklabels=rows, xlabel='predicted', ylabel='true')
+    ax.set(
+        xticks=range(n),
+        yticks=range(n),
+        xticklabels=schema.classes,
+        yticklabels=rows,
+        xlabel='predicted',
+        ylabel='true',
+    )
     return fig

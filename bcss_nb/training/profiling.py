@@ -13,55 +13,83 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from .train import Trainer, train_step
 
 # %% ../../nbs/03c_profile.ipynb #cf512a20
-KINDS = {'optimiser': ('adamw', 'optimizer', 'vector_norm', 'foreach'), 'convolution': ('conv',), 'norm': ('norm',),
-         'activation': ('relu', 'gelu', 'leaky'), 'attention and linear': ('mm', 'attention', 'linear', 'dot'), 'loss': ('softmax', 'nll', 'log', 'exp'),
-         'moving memory': ('copy', 'cat', 'contiguous', 'clone', 'fill', 'zero', 'to')}
+KINDS = {
+    'optimiser': ('adamw', 'optimizer', 'vector_norm', 'foreach'),
+    'convolution': ('conv',),
+    'norm': ('norm',),
+    'activation': ('relu', 'gelu', 'leaky'),
+    'attention and linear': ('mm', 'attention', 'linear', 'dot'),
+    'loss': ('softmax', 'nll', 'log', 'exp'),
+    'moving memory': ('copy', 'cat', 'contiguous', 'clone', 'fill', 'zero', 'to'),
+}
 
-def kind(op:str)->str: # a key of KINDS, 'batch' or 'other'
+
+def kind(op: str) -> str:  # a key of KINDS, 'batch' or 'other'
     "What kind of work an operation is."
     name = op.lower().removeprefix('aten::')
-    return name if name == 'batch' else next((k for k, words in KINDS.items() if any(w in name for w in words)), 'other')
+    return (
+        name if name == 'batch' else next((k for k, words in KINDS.items() if any(w in name for w in words)), 'other')
+    )
 
 # %% ../../nbs/03c_profile.ipynb #172be52c
-def descendants(event)->list:
+def descendants(event) -> list:
     "All events inside an event."
     return [e for child in event.cpu_children for e in (child, *descendants(child))]
 
 # %% ../../nbs/03c_profile.ipynb #96765cef
 class _Marked:
     "A stream whose batches show up in a profile."
-    def __init__(self, stream): self.stream = stream
+
+    def __init__(self, stream):
+        self.stream = stream
+
     def __next__(self):
-        with record_function('batch'): return next(self.stream)
+        with record_function('batch'):
+            return next(self.stream)
+
 
 def profile_steps(
-    t:Trainer,
+    t: Trainer,
     steps=3,
-)->pd.DataFrame: # op, kind, calls and self_ms of one step, share of the step; slowest first
+) -> pd.DataFrame:  # op, kind, calls and self_ms of one step, share of the step; slowest first
     "Profile training steps after two to warm up."
     gpu, stream = t.fabric.device.type == 'cuda', t.stream
-    for _ in range(2): train_step(t)
+    for _ in range(2):
+        train_step(t)
     t.stream = _Marked(stream)
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA]*gpu) as p:
-        for _ in range(steps): train_step(t)
-        if gpu: torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as p:
+        for _ in range(steps):
+            train_step(t)
+        if gpu:
+            torch.cuda.synchronize()
     t.stream, events = stream, p.events()
     inside = {e.id for b in events if b.name == 'batch' for e in descendants(b)}
     whole, own = ('device_time_total', 'self_device_time_total') if gpu else ('cpu_time_total', 'self_cpu_time_total')
-    rows = pd.DataFrame([(e.name, getattr(e, whole if e.name == 'batch' else own)/steps/1e3) for e in events if e.id not in inside], columns=['op', 'self_ms'])
-    table = rows.groupby('op').self_ms.agg(self_ms='sum', calls=lambda v: len(v)/steps).sort_values('self_ms', ascending=False).reset_index()
-    return table[table.self_ms > 0].assign(kind=table.op.map(kind), share=table.self_ms/table.self_ms.sum())
+    rows = pd.DataFrame(
+        [(e.name, getattr(e, whole if e.name == 'batch' else own) / steps / 1e3) for e in events if e.id not in inside],
+        columns=['op', 'self_ms'],
+    )
+    table = (
+        rows.groupby('op')
+        .self_ms.agg(self_ms='sum', calls=lambda v: len(v) / steps)
+        .sort_values('self_ms', ascending=False)
+        .reset_index()
+    )
+    return table[table.self_ms > 0].assign(kind=table.op.map(kind), share=table.self_ms / table.self_ms.sum())
 
 # %% ../../nbs/03c_profile.ipynb #42264387
 def show_profile(
-    table:pd.DataFrame, # from `profile_steps`
+    table: pd.DataFrame,  # from `profile_steps`
     title='',
 ):
     "Milliseconds of a step by kind of work, and the slowest operations."
     import matplotlib.pyplot as plt
+
     kinds, top = table.groupby('kind').self_ms.sum().sort_values(), table.head(10)[::-1]
     fig, (a, b) = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')
     colors = dict(zip(sorted(kinds.index), plt.get_cmap('tab10').colors))
-    a.barh(kinds.index, kinds, color=[colors[k] for k in kinds.index]); a.set(xlabel='ms a step', title=title)
-    b.barh(top.op.str.removeprefix('aten::').str.slice(0, 34), top.self_ms, color=[colors[k] for k in top.kind]); b.set(xlabel='ms a step', title='slowest operations')
+    a.barh(kinds.index, kinds, color=[colors[k] for k in kinds.index])
+    a.set(xlabel='ms a step', title=title)
+    b.barh(top.op.str.removeprefix('aten::').str.slice(0, 34), top.self_ms, color=[colors[k] for k in top.kind])
+    b.set(xlabel='ms a step', title='slowest operations')
     return fig

@@ -16,26 +16,44 @@ import torch
 from ..core.files import repo_root
 
 # %% ../../nbs/training/03_provenance.ipynb #7f875573
-def git_commit()->str: # hash, '+' when files were changed since; '' outside a repository
+def git_commit() -> str:  # hash, '+' when files were changed since; '' outside a repository
     "The commit a run was made from."
-    git = lambda *args: subprocess.run(['git', *args], cwd=repo_root(), capture_output=True, text=True, check=True).stdout.strip()
-    try: return git('rev-parse', 'HEAD') + '+'*bool(git('status', '--porcelain', '--untracked-files=no'))
-    except (OSError, subprocess.CalledProcessError): return ''
 
-def device_name(device:torch.device)->str: # for instance 'NVIDIA H100' or 'x86_64, 2 threads, AVX512'
+    def git(*args):
+        return subprocess.run(
+            ['git', *args], cwd=repo_root(), capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git('rev-parse', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+
+
+def device_name(device: torch.device) -> str:  # for instance 'NVIDIA H100' or 'x86_64, 2 threads, AVX512'
     "What computed."
-    if device.type == 'cuda': return torch.cuda.get_device_name(device)
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
     return f'{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
 
-def peak_memory(device:torch.device)->float: # GiB
-    "Most memory held so far: of the GPU, or of this process on a CPU."
-    if device.type == 'cuda': return round(torch.cuda.max_memory_allocated(device)/2**30, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20, 2)
 
-def origin(device:torch.device)->dict: # JSON-ready
+def peak_memory(device: torch.device) -> float:  # GiB
+    "Most memory held so far: of the GPU, or of this process on a CPU."
+    if device.type == 'cuda':
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def origin(device: torch.device) -> dict:  # JSON-ready
     "Commit, versions and device."
+
     def installed(package):
-        try: return version(package)
-        except PackageNotFoundError: return None
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
     versions = {p: installed(p) for p in ('torch', 'monai', 'lightning', 'numpy', 'bcss_nb')}
-    return dict(git=git_commit(), device=device_name(device), versions=dict(python=platform.python_version(), **versions))
+    return dict(
+        git=git_commit(), device=device_name(device), versions=dict(python=platform.python_version(), **versions)
+    )

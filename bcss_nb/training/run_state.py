@@ -19,25 +19,32 @@ from ..core.folders import LIVE_METRICS, TRAINING, explain_strangers, find_stran
 from ..models.checkpoint import read_checkpoint
 
 # %% ../../nbs/training/02_run_state.ipynb #900d6ba9
-def rng_state()->dict: # plain numbers and tensors, so that `weights_only` can read it
+def rng_state() -> dict:  # plain numbers and tensors, so that `weights_only` can read it
     "The state of Python's, NumPy's and PyTorch's generators, on every device."
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
-    return dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss), torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    return dict(
+        python=random.getstate(),
+        numpy=(kind, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, gauss),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
 
-def set_rng_state(state:dict):
+
+def set_rng_state(state: dict):
     "Put all generators back where `rng_state` found them."
     random.setstate(state['python'])
     kind, keys, *rest = state['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
+    if state['cuda'] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state['cuda'])
 
 # %% ../../nbs/training/02_run_state.ipynb #fcd2f64b
-def sweep(folder:Path):
+def sweep(folder: Path):
     "Delete what killed writers of checkpoints left in a folder."
     for tmp in Path(folder).glob('.*.pt.*.tmp'):
-        if re.fullmatch(r'\.(best|last)\.pt\.\d+\.tmp', tmp.name): tmp.unlink()
+        if re.fullmatch(r'\.(best|last)\.pt\.\d+\.tmp', tmp.name):
+            tmp.unlink()
 
 # %% ../../nbs/training/02_run_state.ipynb #03a-chec02
 CHECKPOINT_KEYS = {'best.pt': {'state', 'preset', 'schema'}, 'last.pt': {'identity', 'net', 'opt', 'schedule'}}
@@ -49,29 +56,37 @@ def check_run_dir(
     "Raise ValueError when files under the names of a training were not written by one."
     hint = 'Nothing was changed. Choose another out, or move it away first'
     for name, keys in CHECKPOINT_KEYS.items():
-        if (out/name).exists() or (out/name).is_symlink():
-            found = read_checkpoint((out/name).absolute())
+        if (out / name).exists() or (out / name).is_symlink():
+            found = read_checkpoint((out / name).absolute())
             if not isinstance(found, dict) or not keys <= set(found):
-                raise ValueError(f'{out/name} is no checkpoint of this project, and training would replace it. {hint}')
-    if (out/'train.json').exists() and not is_made_here(out, TRAINING):
-        raise ValueError(f'{out/"train.json"} is no record of a training of this project, and would be replaced. {hint}')
-    if (out/'live').exists() and (strangers := find_strangers(out/'live', LIVE_METRICS)):
-        raise ValueError(f'{out/"live"} holds files that are no metrics of a training ({explain_strangers(strangers)}), '
-                         f'and DVCLive would clear it. {hint}')
+                raise ValueError(
+                    f'{out / name} is no checkpoint of this project, and training would replace it. {hint}'
+                )
+    if (out / 'train.json').exists() and not is_made_here(out, TRAINING):
+        raise ValueError(
+            f'{out / "train.json"} is no record of a training of this project, and would be replaced. {hint}'
+        )
+    if (out / 'live').exists() and (strangers := find_strangers(out / 'live', LIVE_METRICS)):
+        raise ValueError(
+            f'{out / "live"} holds files that are no metrics of a training ({explain_strangers(strangers)}), '
+            f'and DVCLive would clear it. {hint}'
+        )
 
 # %% ../../nbs/training/02_run_state.ipynb #9bbbe639
-def differences(saved:dict, now:dict)->str: # '' when they agree; else 'lr 0.001, now 0.002; ...'
+def differences(saved: dict, now: dict) -> str:  # '' when they agree; else 'lr 0.001, now 0.002; ...'
     "What two runs do not have in common."
+
     def short(value):
         return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
     return '; '.join(f'{k} {short(saved.get(k))}, now {short(now.get(k))}' for k in now if saved.get(k) != now[k])
 
 
 _PACKAGES = ('core', 'data', 'models', 'training')  # what a training runs
 
 
-def code_id()->str: # hex SHA-256
+def code_id() -> str:  # hex SHA-256
     "The hash of every module that a training can import."
     root = Path(bcss_nb.__file__).parent
-    files = sorted(file for package in _PACKAGES for file in (root/package).glob('*.py'))
+    files = sorted(file for package in _PACKAGES for file in (root / package).glob('*.py'))
     return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()

@@ -13,10 +13,18 @@ __all__ = ['BUDGETS', 'TRACK', 'Config', 'plan', 'make_fabric', 'keep_memory', '
 from ..core.process import end_on_interrupt
 
 # %% ../../nbs/03_train.ipynb #03-train91
-if __name__ == '__main__' and '__file__' in globals(): end_on_interrupt('python -m bcss_nb.training.train')
+if __name__ == '__main__' and '__file__' in globals():
+    end_on_interrupt('python -m bcss_nb.training.train')
 
 # %% ../../nbs/03_train.ipynb #50c32ccf
-import argparse, ctypes, math, os, signal, sys, threading, time
+import argparse
+import ctypes
+import math
+import os
+import signal
+import sys
+import threading
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,117 +53,156 @@ from ..models.pretrained import HALF, IMAGENET, describe_loading, load_pretraine
 # %% ../../nbs/03_train.ipynb #24cf4742
 @dataclass(frozen=True)
 class Config:
-    "What decides a run besides its data; the parameters above say what each means. ValueError names what is out of range."
-    model:str = 'unet'
-    budget:str = 'smoke'
-    steps:int = 0
-    epochs:float = 0.
-    minutes:float = 0.
-    batch:int = 8
-    accumulate:int = 1
-    lr:float = .0015
-    layer_decay:float = 1.
-    weight_decay:float = .01
-    clip:float = 1.
-    ema:float = 0.
-    loss:str = 'dice_ce'
-    weighted:bool = False
-    drop_path:float = 0.
-    pretrained:str = ''
-    pixels:str = 'half'
-    stain:float = .4
-    light:float = .05
-    mix:float = 0.
-    precision:str = 'auto'
-    compile:bool = False
-    seed:int = 42
+    """What decides a run besides its data; the parameters above say what each means. ValueError names what is out
+    of range."""
 
-    def __post_init__(self): check_ranges(asdict(self), TRAIN_RANGES)
+    model: str = 'unet'
+    budget: str = 'smoke'
+    steps: int = 0
+    epochs: float = 0.0
+    minutes: float = 0.0
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 0.0015
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.0
+    loss: str = 'dice_ce'
+    weighted: bool = False
+    drop_path: float = 0.0
+    pretrained: str = ''
+    pixels: str = 'half'
+    stain: float = 0.4
+    light: float = 0.05
+    mix: float = 0.0
+    precision: str = 'auto'
+    compile: bool = False
+    seed: int = 42
+
+    def __post_init__(self):
+        check_ranges(asdict(self), TRAIN_RANGES)
 
 # %% ../../nbs/03_train.ipynb #edaa1b78
-BUDGETS = dict(smoke=dict(presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=6, val_tiles=64),   # val_tiles: at most so many are scored each round; 0: all
-               full=dict(presets=dict(unet='unet-l', unetr='unetr-b'), steps=30_000, rounds=60, val_tiles=0))
+BUDGETS = dict(
+    smoke=dict(
+        presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=6, val_tiles=64
+    ),  # val_tiles: at most so many are scored each round; 0: all
+    full=dict(presets=dict(unet='unet-l', unetr='unetr-b'), steps=30_000, rounds=60, val_tiles=0),
+)
 
-def plan(c:Config, tiles:int)->dict: # preset; steps (0 when the clock decides); seconds; rounds; val_tiles; unit: 'steps', 'epochs' or 'minutes'
+
+def plan(
+    c: Config, tiles: int
+) -> dict:  # preset; steps (0 when the clock decides); seconds; rounds; val_tiles; unit: 'steps', 'epochs' or 'minutes'
     "What a budget comes to on a training part of so many tiles; ValueError when it is given twice."
     b = pick(BUDGETS, c.budget, 'budget')
     given = [unit for unit in ('steps', 'epochs', 'minutes') if getattr(c, unit)]
-    if len(given) > 1: raise ValueError(f'the budget is given twice: {" and ".join(given)}; set one and leave the others 0')
+    if len(given) > 1:
+        raise ValueError(f'the budget is given twice: {" and ".join(given)}; set one and leave the others 0')
     unit = (given or ['steps'])[0]
-    steps = dict(steps=c.steps or b['steps'], epochs=max(1, round(c.epochs*tiles/c.batch)), minutes=0)[unit]
-    return dict(preset=b['presets'].get(c.model, c.model), steps=steps, seconds=60*c.minutes, rounds=min(b['rounds'], steps or b['rounds']), val_tiles=b['val_tiles'], unit=unit)
+    steps = dict(steps=c.steps or b['steps'], epochs=max(1, round(c.epochs * tiles / c.batch)), minutes=0)[unit]
+    return dict(
+        preset=b['presets'].get(c.model, c.model),
+        steps=steps,
+        seconds=60 * c.minutes,
+        rounds=min(b['rounds'], steps or b['rounds']),
+        val_tiles=b['val_tiles'],
+        unit=unit,
+    )
 
 # %% ../../nbs/03_train.ipynb #9539eed0
-def make_fabric(precision='auto', accelerator='auto')->Fabric:
-    "One device, or this process's share of a `torchrun`; ValueError when its variables are left over from another session."
+def make_fabric(precision='auto', accelerator='auto') -> Fabric:
+    """One device, or this process's share of a `torchrun`; ValueError when its variables are left over from another
+    session."""
     place = find_place()
     world, local = place.world_size, place.local_world_size
-    many = dict(devices=local, num_nodes=world//local, strategy='ddp') if world > 1 else dict(devices=1)
+    many = dict(devices=local, num_nodes=world // local, strategy='ddp') if world > 1 else dict(devices=1)
     fabric = Fabric(accelerator=accelerator, precision=best_precision() if precision == 'auto' else precision, **many)
-    if world > 1: fabric.launch()
+    if world > 1:
+        fabric.launch()
     return fabric
 
 # %% ../../nbs/03_train.ipynb #ef9f9456
 def keep_memory():
     "Let freed memory stay with the process, where the C library is glibc."
-    try: libc = ctypes.CDLL('libc.so.6')
-    except OSError: return
-    libc.mallopt(-3, 1 << 30)        # M_MMAP_THRESHOLD, bytes
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+    except OSError:
+        return
+    libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, bytes
     libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
 
 # %% ../../nbs/03_train.ipynb #96a9859d
 class GlobalBatchNorm(nn.BatchNorm2d):
     "Batch norm over the batch of all processes, on any device."
-    def forward(self,
-        x:torch.Tensor, # (b, C, H, W), this process's share
-    )->torch.Tensor:
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (b, C, H, W), this process's share
+    ) -> torch.Tensor:
         "Normalise with the mean and variance of everybody's pixels."
-        if not self.training: return super().forward(x)
+        if not self.training:
+            return super().forward(x)
         z, pixels, shape = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), (1, -1, 1, 1)
-        n = all_reduce(torch.tensor(float(z.numel()//z.shape[1])))
-        mean = all_reduce(z.sum(pixels))/n
+        n = all_reduce(torch.tensor(float(z.numel() // z.shape[1])))
+        mean = all_reduce(z.sum(pixels)) / n
         z = z - mean.view(shape)
-        var = all_reduce((z*z).sum(pixels))/n
+        var = all_reduce((z * z).sum(pixels)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum); self.running_var.lerp_(var*n/(n - 1), self.momentum)
-        return (z*((var + self.eps).rsqrt()*self.weight).view(shape) + self.bias.view(shape)).to(x.dtype)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        return (z * ((var + self.eps).rsqrt() * self.weight).view(shape) + self.bias.view(shape)).to(x.dtype)
 
-def share_norms(net:nn.Module, device:torch.device)->nn.Module: # the same weights and names
+
+def share_norms(net: nn.Module, device: torch.device) -> nn.Module:  # the same weights and names
     "Make every batch norm see the batch of all processes."
-    if device.type == 'cuda': return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if device.type == 'cuda':
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for m in net.modules():
-        if type(m) is nn.BatchNorm2d: m.__class__ = GlobalBatchNorm
+        if type(m) is nn.BatchNorm2d:
+            m.__class__ = GlobalBatchNorm
     return net
 
 # %% ../../nbs/03_train.ipynb #cd746ea3
 @torch.no_grad()
 def infer(
-    net:nn.Module, # logits of (B, 3, H, W)
-    ts:TileSet,
-    rows,          # (n,) row numbers of the set
-    batch=16, device='cpu',
-):                 # FloatingPointError on NaN or infinity
+    net: nn.Module,  # logits of (B, 3, H, W)
+    ts: TileSet,
+    rows,  # (n,) row numbers of the set
+    batch=16,
+    device='cpu',
+):  # FloatingPointError on NaN or infinity
     "Yield the logits (b, C, H, W) of the tiles, batch by batch."
     was = net.training
     net.eval()
     try:
         for x, _ in batches(ts, rows, batch, device):
             logits = net(x)
-            if not torch.isfinite(logits).all(): raise FloatingPointError('the net predicts NaN or infinity: lower lr, or train in 32-true')
+            if not torch.isfinite(logits).all():
+                raise FloatingPointError('the net predicts NaN or infinity: lower lr, or train in 32-true')
             yield logits
-    finally: net.train(was)
+    finally:
+        net.train(was)
 
 # %% ../../nbs/03_train.ipynb #950e6779
-def predict(net:nn.Module, ts:TileSet, rows, batch=16, device='cpu')->torch.Tensor: # (n, H, W) uint8 class index
+def predict(net: nn.Module, ts: TileSet, rows, batch=16, device='cpu') -> torch.Tensor:  # (n, H, W) uint8 class index
     "The most likely class of each pixel, tile by tile; see `infer`."
-    return torch.cat([torch.empty(0, *ts.labels.shape[1:], dtype=torch.uint8)] + [l.argmax(1).to(torch.uint8).cpu() for l in infer(net, ts, rows, batch, device)])
+    return torch.cat(
+        [torch.empty(0, *ts.labels.shape[1:], dtype=torch.uint8)]
+        + [l.argmax(1).to(torch.uint8).cpu() for l in infer(net, ts, rows, batch, device)]
+    )
+
 
 def score(
-    net:nn.Module, ts:TileSet, rows,
-    batch=16, device='cpu',
-    fabric:Fabric=None, # share the tiles among its processes
-)->tuple:               # patient names; (P, n, n) counts
+    net: nn.Module,
+    ts: TileSet,
+    rows,
+    batch=16,
+    device='cpu',
+    fabric: Fabric = None,  # share the tiles among its processes
+) -> tuple:  # patient names; (P, n, n) counts
     "Confusion counts by patient."
     patients = ts.tiles.patient.iloc[rows]
     mine = slice(fabric.global_rank, None, fabric.world_size) if fabric else slice(None)
@@ -166,120 +213,206 @@ def score(
 # %% ../../nbs/03_train.ipynb #d37b4151
 TRACK = ('disabled', 'offline', 'online')
 
+
 @contextmanager
 def tracker(
-    out:Path,    # folder for DVCLive; wandb/ goes beside it, since its names carry the time
-    mode:str,    # one of TRACK
-    config:dict, # parameters of the run
-    group='',    # gathers runs in Weights & Biases
+    out: Path,  # folder for DVCLive; wandb/ goes beside it, since its names carry the time
+    mode: str,  # one of TRACK
+    config: dict,  # parameters of the run
+    group='',  # gathers runs in Weights & Biases
 ):
     "Yield `log(step, **values)`, which feeds DVCLive and Weights & Biases, each where it is installed."
-    if mode not in TRACK: raise ValueError(f'unknown track {mode!r}: choose one of {", ".join(TRACK)}')
+    if mode not in TRACK:
+        raise ValueError(f'unknown track {mode!r}: choose one of {", ".join(TRACK)}')
     live, run = nullcontext(), nullcontext()
     try:
         from dvclive import Live
-        live = Live(str(out/'live'), report=None, dvcyaml=None, save_dvc_exp=False)
-    except ModuleNotFoundError: print('dvclive is not installed: no live metrics')
+
+        live = Live(str(out / 'live'), report=None, dvcyaml=None, save_dvc_exp=False)
+    except ModuleNotFoundError:
+        print('dvclive is not installed: no live metrics')
     if mode != 'disabled':
         import wandb
-        os.environ.setdefault('WANDB_SILENT', 'true'); os.environ.setdefault('WANDB_CONSOLE', 'off')
-        run = wandb.init(project='bcss_nb', name=f"{config['preset']}-{config['seed']}", group=group or None, mode=mode, dir=str(out.parent), config=config)
+
+        os.environ.setdefault('WANDB_SILENT', 'true')
+        os.environ.setdefault('WANDB_CONSOLE', 'off')
+        run = wandb.init(
+            project='bcss_nb',
+            name=f'{config["preset"]}-{config["seed"]}',
+            group=group or None,
+            mode=mode,
+            dir=str(out.parent),
+            config=config,
+        )
     with live, run:
-        def log(step:int, **values):
-            if not isinstance(run, nullcontext): run.log(values, step=step)
-            if isinstance(live, nullcontext): return
+
+        def log(step: int, **values):
+            if not isinstance(run, nullcontext):
+                run.log(values, step=step)
+            if isinstance(live, nullcontext):
+                return
             live.step = step
-            for name, value in values.items(): live.log_metric(name, value)
+            for name, value in values.items():
+                live.log_metric(name, value)
             live.make_summary()
+
         yield log
 
 # %% ../../nbs/03_train.ipynb #e18d3698
-def rate(progress:float, warm=.1)->float: # factor of the peak rate, 0 to 1
+def rate(progress: float, warm=0.1) -> float:  # factor of the peak rate, 0 to 1
     "Linear warm-up, then half a cosine."
-    return progress/warm if progress < warm else .5*(1 + math.cos(math.pi*(progress - warm)/(1 - warm)))
+    return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+
 
 def param_groups(
-    net:nn.Module,
-    decay=1.,        # factor from each layer of `net.vit` to the one below; the rest of the net has factor 1
-    weight_decay=.01,
-)->list:             # groups for an optimiser, with `scale`
+    net: nn.Module,
+    decay=1.0,  # factor from each layer of `net.vit` to the one below; the rest of the net has factor 1
+    weight_decay=0.01,
+) -> list:  # groups for an optimiser, with `scale`
     "Weights by learning rate and weight decay."
+
     def key(name, p):
-        depth = 0 if name.startswith(('vit.patch', 'vit.cls')) else int(name.split('.')[2]) + 1 if name.startswith('vit.blocks.') else 13
-        return decay**(13 - depth), 0. if p.ndim < 2 or name in ('vit.cls_token', 'vit.patch_embedding.position_embeddings') else weight_decay
+        depth = (
+            0
+            if name.startswith(('vit.patch', 'vit.cls'))
+            else int(name.split('.')[2]) + 1
+            if name.startswith('vit.blocks.')
+            else 13
+        )
+        return decay ** (13 - depth), 0.0 if p.ndim < 2 or name in (
+            'vit.cls_token',
+            'vit.patch_embedding.position_embeddings',
+        ) else weight_decay
+
     keys = {name: key(name, p) for name, p in net.named_parameters()}
-    return [dict(params=[p for name, p in net.named_parameters() if keys[name] == k], scale=k[0], weight_decay=k[1]) for k in sorted(set(keys.values()))]
+    return [
+        dict(params=[p for name, p in net.named_parameters() if keys[name] == k], scale=k[0], weight_decay=k[1])
+        for k in sorted(set(keys.values()))
+    ]
 
 # %% ../../nbs/03_train.ipynb #6c22d234
 def meant_for(
-    preset:str,     # for instance 'unetr-b'
-    pretrained:str, # 'source' for any net, or 'unetr=source' for one kind
-)->str:             # the source for this net, '' when there is none
+    preset: str,  # for instance 'unetr-b'
+    pretrained: str,  # 'source' for any net, or 'unetr=source' for one kind
+) -> str:  # the source for this net, '' when there is none
     "Which weights a net starts from."
     name, equals, source = pretrained.partition('=')
     return pretrained if not equals else source if preset.split('-')[0] == name or preset == name else ''
 
 # %% ../../nbs/03_train.ipynb #8911bfb2
-def labelled_area(ts:TileSet)->np.ndarray: # (C,) pixels
+def labelled_area(ts: TileSet) -> np.ndarray:  # (C,) pixels
     "Labelled pixels of each class in the training part."
-    return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[:len(ts.schema.classes)] for row in ts.part('train'))
+    return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[: len(ts.schema.classes)] for row in ts.part('train'))
+
 
 def starting_net(
-    c:Config, preset:str, ts:TileSet,
-)->tuple: # net; how many tensors of pretrained weights were used, unused, missing ({} without)
+    c: Config,
+    preset: str,
+    ts: TileSet,
+) -> tuple:  # net; how many tensors of pretrained weights were used, unused, missing ({} without)
     "A net with its first weights: drawn from the seed, then overwritten where there are pretrained ones."
     seed_everything(c.seed)
-    net, source = build_model(preset, len(ts.schema.classes), ts.manifest['tile'], c.drop_path), meant_for(preset, c.pretrained)
-    if not source: return net, {}
+    net, source = (
+        build_model(preset, len(ts.schema.classes), ts.manifest['tile'], c.drop_path),
+        meant_for(preset, c.pretrained),
+    )
+    if not source:
+        return net, {}
     report = load_pretrained(net, source, **pick(dict(half=HALF, imagenet=IMAGENET), c.pixels, 'pixels'))
     print(describe_loading(report))
     return net, {k: len(report[k]) for k in ('used', 'unused', 'missing')}
 
-def identity(c:Config, preset:str, ts:TileSet)->dict: # JSON-ready
+
+def identity(c: Config, preset: str, ts: TileSet) -> dict:  # JSON-ready
     "What must be the same for a run to go on."
-    return dict(asdict(c), preset=preset, schema=ts.schema.name, tile=ts.manifest['tile'], data=ts.manifest['id'], torch=str(torch.__version__), code=code_id())
+    return dict(
+        asdict(c),
+        preset=preset,
+        schema=ts.schema.name,
+        tile=ts.manifest['tile'],
+        data=ts.manifest['id'],
+        torch=str(torch.__version__),
+        code=code_id(),
+    )
 
 # %% ../../nbs/03_train.ipynb #685f17cc
 class Trainer:
     "A net, its optimiser, its data, and where the run stands."
-    def __init__(self,
-        ts:TileSet,
-        model='unet',       # 'unet', 'unetr' or a preset
-        fabric:Fabric=None, # from `make_fabric`
-        **config,           # the rest of `Config`
+
+    def __init__(
+        self,
+        ts: TileSet,
+        model='unet',  # 'unet', 'unetr' or a preset
+        fabric: Fabric = None,  # from `make_fabric`
+        **config,  # the rest of `Config`
     ):
         check_parts(ts)
         keep_memory()
         c = Config(model, **config)
-        self.c, self.ts, self.fabric, self.plan = c, ts, fabric or make_fabric(c.precision), plan(c, len(ts.part('train')))
+        self.c, self.ts, self.fabric, self.plan = (
+            c,
+            ts,
+            fabric or make_fabric(c.precision),
+            plan(c, len(ts.part('train'))),
+        )
         rank, world, device = self.fabric.global_rank, self.fabric.world_size, self.fabric.device
-        share = c.accumulate*world
-        if c.batch % share: raise ValueError(f'batch {c.batch} cannot be shared by {world} processes and accumulate {c.accumulate}: take a multiple of {share}')
+        share = c.accumulate * world
+        if c.batch % share:
+            raise ValueError(
+                f'batch {c.batch} cannot be shared by {world} processes and accumulate {c.accumulate}: take a '
+                f'multiple of {share}'
+            )
         net, loaded = starting_net(c, self.plan['preset'], ts)
         self.identity = identity(c, self.plan['preset'], ts)
-        self.about = dict(self.identity, steps=self.plan['steps'], unit=self.plan['unit'], source=ts.manifest['source'], processes=world, loaded=loaded,
-                          precision=self.fabric._precision.precision, **cost(net, ts.manifest['tile']), **origin(device))
+        self.about = dict(
+            self.identity,
+            steps=self.plan['steps'],
+            unit=self.plan['unit'],
+            source=ts.manifest['source'],
+            processes=world,
+            loaded=loaded,
+            precision=self.fabric._precision.precision,
+            **cost(net, ts.manifest['tile']),
+            **origin(device),
+        )
         self.raw = (share_norms(net, device) if world > 1 else net).to(memory_format=torch.channels_last)
         self.opt = torch.optim.AdamW(param_groups(self.raw, c.layer_decay, c.weight_decay), lr=c.lr, fused=True)
         self.net, self.stepper = self.fabric.setup(torch.compile(self.raw) if c.compile else self.raw, self.opt)
-        self.ema = AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
+        self.ema = (
+            AveragedModel(self.raw, multi_avg_fn=get_ema_multi_avg_fn(c.ema), use_buffers=True) if c.ema else None
+        )
         self.loss = make_loss(c.loss, class_weights(labelled_area(ts)) if c.weighted else None).to(device)
-        self.stream = Stream(ts, ts.part('train'), c.batch//c.accumulate, c.seed, device, rank, world, stain=c.stain, light=c.light, mix=c.mix)
-        self.step, self.spent, self.clock, self.history, self.best = 0, 0., time.time(), [], -1.
+        self.stream = Stream(
+            ts,
+            ts.part('train'),
+            c.batch // c.accumulate,
+            c.seed,
+            device,
+            rank,
+            world,
+            stain=c.stain,
+            light=c.light,
+            mix=c.mix,
+        )
+        self.step, self.spent, self.clock, self.history, self.best = 0, 0.0, time.time(), [], -1.0
         self.lost, self.since = torch.zeros((), device=device), 0
-        if rank: seed_everything(c.seed + rank)
+        if rank:
+            seed_everything(c.seed + rank)
 
 # %% ../../nbs/03_train.ipynb #87cbdf78
-def progress(t:Trainer, ahead=0)->float: # 0 to 1
+def progress(t: Trainer, ahead=0) -> float:  # 0 to 1
     "Share of the budget that is spent, in steps or on the clock."
-    return min(1., t.spent/t.plan['seconds'] if t.plan['seconds'] else (t.step + ahead)/t.plan['steps'])
+    return min(1.0, t.spent / t.plan['seconds'] if t.plan['seconds'] else (t.step + ahead) / t.plan['steps'])
 
-def rounds(t:Trainer)->int:
+
+def rounds(t: Trainer) -> int:
     "How many rounds of validation are due."
-    return int(progress(t)*t.plan['rounds'] + 1e-9)
+    return int(progress(t) * t.plan['rounds'] + 1e-9)
 
-def tick(t:Trainer):
-    "Add the time since the last tick to the time spent; where the clock is the budget, all processes go by the slowest."
+
+def tick(t: Trainer):
+    """Add the time since the last tick to the time spent; where the clock is the budget, all processes go by the
+    slowest."""
     now = time.time()
     t.spent, t.clock = t.spent + now - t.clock, now
     if t.plan['seconds'] and t.fabric.world_size > 1:
@@ -288,161 +421,279 @@ def tick(t:Trainer):
         t.spent = float(slowest)
 
 # %% ../../nbs/03_train.ipynb #ae08615b
-def train_step(t:Trainer):
+def train_step(t: Trainer):
     "Learn from one batch."
-    for g in t.opt.param_groups: g['lr'] = t.c.lr*g['scale']*rate(progress(t, 1))
+    for g in t.opt.param_groups:
+        g['lr'] = t.c.lr * g['scale'] * rate(progress(t, 1))
     world = t.fabric.world_size
     for i in range(t.c.accumulate):
         x, y = next(t.stream)
         with t.fabric.no_backward_sync(t.net) if world > 1 and i < t.c.accumulate - 1 else nullcontext():
-            loss = t.loss(t.net(x), y)/t.c.accumulate
-            t.fabric.backward(loss*world)
+            loss = t.loss(t.net(x), y) / t.c.accumulate
+            t.fabric.backward(loss * world)
         t.lost += loss.detach()
-    if t.c.clip: t.fabric.clip_gradients(t.net, t.stepper, max_norm=t.c.clip)
-    t.stepper.step(); t.stepper.zero_grad()
-    if t.ema: t.ema.update_parameters(t.raw)
+    if t.c.clip:
+        t.fabric.clip_gradients(t.net, t.stepper, max_norm=t.c.clip)
+    t.stepper.step()
+    t.stepper.zero_grad()
+    if t.ema:
+        t.ema.update_parameters(t.raw)
     t.step, t.since = t.step + 1, t.since + 1
 
-def judged(t:Trainer)->nn.Module:
+
+def judged(t: Trainer) -> nn.Module:
     "The net that is scored and kept: the averaged one where there is one."
     return t.ema.module if t.ema else t.net
 
-def validate(t:Trainer)->np.ndarray: # (n, n) counts, pooled over the validation patients
+
+def validate(t: Trainer) -> np.ndarray:  # (n, n) counts, pooled over the validation patients
     "Score the validation part, or an even choice of it."
     rows = evenly_spaced(t.ts.part('val'), t.plan['val_tiles'])
-    with t.fabric.autocast(): return score(judged(t), t.ts, rows, t.c.batch, t.fabric.device, t.fabric)[1].sum(0).numpy()
+    with t.fabric.autocast():
+        return score(judged(t), t.ts, rows, t.c.batch, t.fabric.device, t.fabric)[1].sum(0).numpy()
 
 # %% ../../nbs/03_train.ipynb #68c83dec
-def gather(t:Trainer, mine)->list: # one entry a process
+def gather(t: Trainer, mine) -> list:  # one entry a process
     "Collect an object from every process."
-    if t.fabric.world_size == 1: return [mine]
-    all_of = [None]*t.fabric.world_size
+    if t.fabric.world_size == 1:
+        return [mine]
+    all_of = [None] * t.fabric.world_size
     torch.distributed.all_gather_object(all_of, mine)
     return all_of
 
-def save(t:Trainer, out:Path):
+
+def save(t: Trainer, out: Path):
     "Write `last.pt`: everything the next step depends on."
     scaler = getattr(t.fabric._precision, 'scaler', None)
     rng = gather(t, rng_state())
     if t.fabric.is_global_zero:
-        save_checkpoint(out/'last.pt', about=t.about, identity=t.identity, finished=progress(t) >= 1, net=t.raw.state_dict(), opt=t.opt.state_dict(),
-            ema=t.ema.state_dict() if t.ema else None, scaler=scaler.state_dict() if scaler else None, stream=t.stream.state_dict(), rng=rng,
-            schedule=dict(step=t.step, spent=t.spent, plan=t.plan), history=t.history, best=t.best, lost=t.lost, since=t.since)
+        save_checkpoint(
+            out / 'last.pt',
+            about=t.about,
+            identity=t.identity,
+            finished=progress(t) >= 1,
+            net=t.raw.state_dict(),
+            opt=t.opt.state_dict(),
+            ema=t.ema.state_dict() if t.ema else None,
+            scaler=scaler.state_dict() if scaler else None,
+            stream=t.stream.state_dict(),
+            rng=rng,
+            schedule=dict(step=t.step, spent=t.spent, plan=t.plan),
+            history=t.history,
+            best=t.best,
+            lost=t.lost,
+            since=t.since,
+        )
     t.fabric.barrier()
 
-def load(t:Trainer, state:dict):
+
+def load(t: Trainer, state: dict):
     "Put a trainer where `save` found it."
-    t.raw.load_state_dict(state['net']); t.opt.load_state_dict(state['opt']); t.stream.load_state_dict(state['stream'])
-    if t.ema: t.ema.load_state_dict(state['ema'])
-    if state['scaler']: t.fabric._precision.scaler.load_state_dict(state['scaler'])
-    t.step, t.spent, t.about = state['schedule']['step'], state['schedule']['spent'], dict(state['about'], **origin(t.fabric.device))
-    t.history, t.best, t.lost, t.since = state['history'], state['best'], state['lost'].to(t.fabric.device), state['since']
-    if len(state['rng']) == t.fabric.world_size: set_rng_state(state['rng'][t.fabric.global_rank])
-    else: t.fabric.print(f"{len(state['rng'])} processes wrote this checkpoint, {t.fabric.world_size} go on: the result will be as good, but not the same bits")
+    t.raw.load_state_dict(state['net'])
+    t.opt.load_state_dict(state['opt'])
+    t.stream.load_state_dict(state['stream'])
+    if t.ema:
+        t.ema.load_state_dict(state['ema'])
+    if state['scaler']:
+        t.fabric._precision.scaler.load_state_dict(state['scaler'])
+    t.step, t.spent, t.about = (
+        state['schedule']['step'],
+        state['schedule']['spent'],
+        dict(state['about'], **origin(t.fabric.device)),
+    )
+    t.history, t.best, t.lost, t.since = (
+        state['history'],
+        state['best'],
+        state['lost'].to(t.fabric.device),
+        state['since'],
+    )
+    if len(state['rng']) == t.fabric.world_size:
+        set_rng_state(state['rng'][t.fabric.global_rank])
+    else:
+        t.fabric.print(
+            f'{len(state["rng"])} processes wrote this checkpoint, {t.fabric.world_size} go on: the result will be as '
+            'good, but not the same bits'
+        )
 
 # %% ../../nbs/03_train.ipynb #f5a0ee67
 def resume_run(
-    t:Trainer,
-    out:Path,
+    t: Trainer,
+    out: Path,
     resume='auto',  # 'auto', 'yes' or 'no'
-)->bool:            # whether the run goes on; ValueError when it may not
+) -> bool:  # whether the run goes on; ValueError when it may not
     "Load `last.pt` where it belongs to this very run."
     pick(dict(auto=0, yes=0, no=0), resume, 'resume')
-    file = out/'last.pt'
-    if resume == 'no' or resume == 'auto' and not file.exists(): return False
+    file = out / 'last.pt'
+    if resume == 'no' or resume == 'auto' and not file.exists():
+        return False
     state = read_checkpoint(file)
     other = differences(state['identity'], t.identity)
-    if other and resume == 'auto' and state['finished']: return False
-    if other: raise ValueError(f"{file} is another run ({other}): to keep it, choose another out; to replace it, set resume to 'no'")
+    if other and resume == 'auto' and state['finished']:
+        return False
+    if other:
+        raise ValueError(
+            f"{file} is another run ({other}): to keep it, choose another out; to replace it, set resume to 'no'"
+        )
     load(t, state)
     return True
 
 # %% ../../nbs/03_train.ipynb #864b1e91
 class Stopped(Exception):
     "A run that was asked to end, and can go on."
-    def __init__(self, message:str, number:int=signal.SIGTERM): # the signal that asked
+
+    def __init__(self, message: str, number: int = signal.SIGTERM):  # the signal that asked
         super().__init__(message)
         self.number = number
+
 
 @contextmanager
 def stop_signals():
     "Yield a list that receives the number of the signal that asked the run to end."
     asked, old = [], {}
-    def ask(number, frame):
-        if asked: raise KeyboardInterrupt
-        asked.append(number)
-    if threading.current_thread() is threading.main_thread(): old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try: yield asked
-    finally:
-        for s, handler in old.items(): signal.signal(s, handler)
 
-def agreed(t:Trainer, *wishes)->tuple: # one bool for each
+    def ask(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        old = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def agreed(t: Trainer, *wishes) -> tuple:  # one bool for each
     "Whether any process wishes something; many processes ask each other every tenth step, so that all do the same."
-    if t.fabric.world_size == 1: return tuple(map(bool, wishes))
-    if t.step % 10: return (False,)*len(wishes)
-    return tuple((t.fabric.all_reduce(torch.tensor(wishes, dtype=torch.float32, device=t.fabric.device), reduce_op='sum') > 0).tolist())
+    if t.fabric.world_size == 1:
+        return tuple(map(bool, wishes))
+    if t.step % 10:
+        return (False,) * len(wishes)
+    return tuple(
+        (
+            t.fabric.all_reduce(torch.tensor(wishes, dtype=torch.float32, device=t.fabric.device), reduce_op='sum') > 0
+        ).tolist()
+    )
 
 # %% ../../nbs/03_train.ipynb #5a84bc08
-def val_scores(counts, classes)->dict: # val_dice and val_<class>, floats; classes without a true pixel are left out; ValueError when there is none at all
+def val_scores(
+    counts, classes
+) -> (
+    dict
+):  # val_dice and val_<class>, floats; classes without a true pixel are left out; ValueError when there is none at all
     "Validation Dice, ready for the log."
-    if not np.any(counts): raise ValueError('no labelled pixel in the validation tiles: prepare the set again with other VAL_PATIENTS, or with VAL=0 to do without')
-    return dict(val_dice=float(mean_dice(counts)), **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None})
+    if not np.any(counts):
+        raise ValueError(
+            'no labelled pixel in the validation tiles: prepare the set again with other VAL_PATIENTS, or with VAL=0 '
+            'to do without'
+        )
+    return dict(
+        val_dice=float(mean_dice(counts)),
+        **{f'val_{k}': v for k, v in named(dice(counts), classes).items() if v is not None},
+    )
 
-def selection_of(counts, classes)->str:
+
+def selection_of(counts, classes) -> str:
     "How the best checkpoint is chosen, and which classes cannot take part."
     gone = [c for c, row in zip(classes, counts) if not row.any()]
-    return 'best validation mean Dice' + f" (left out, as no scored validation tile has it: {', '.join(gone)})"*bool(gone)
+    return 'best validation mean Dice' + f' (left out, as no scored validation tile has it: {", ".join(gone)})' * bool(
+        gone
+    )
 
-def finish_round(t:Trainer, out:Path)->dict: # the new row of the history
-    "Validate, and write `best.pt` when this round is the best so far; FloatingPointError when the loss is NaN or infinite."
-    loss, has_val = float(t.lost)/t.since, len(t.ts.part('val')) > 0
+
+def finish_round(t: Trainer, out: Path) -> dict:  # the new row of the history
+    """Validate, and write `best.pt` when this round is the best so far; FloatingPointError when the loss is NaN or
+    infinite."""
+    loss, has_val = float(t.lost) / t.since, len(t.ts.part('val')) > 0
     tick(t)
-    row = dict(step=t.step, loss=loss, tiles_s=round(t.step*t.c.batch/max(t.spent, 1e-9), 1))
-    if not math.isfinite(row['loss']): raise FloatingPointError(f'the loss is {row["loss"]} at step {t.step}: lower lr or clip; {out/"last.pt"} holds the round before')
-    if has_val: row.update(val_scores(counts := validate(t), t.ts.schema.classes))
+    row = dict(step=t.step, loss=loss, tiles_s=round(t.step * t.c.batch / max(t.spent, 1e-9), 1))
+    if not math.isfinite(row['loss']):
+        raise FloatingPointError(
+            f'the loss is {row["loss"]} at step {t.step}: lower lr or clip; {out / "last.pt"} holds the round before'
+        )
+    if has_val:
+        row.update(val_scores(counts := validate(t), t.ts.schema.classes))
     t.history, t.lost, t.since = t.history + [row], torch.zeros_like(t.lost), 0
-    t.about.update(step=t.step, history=t.history, train_seconds=round(t.spent, 1), peak_memory_gib=peak_memory(t.fabric.device),
-                   selection=selection_of(counts, t.ts.schema.classes) if has_val else 'last step: validation was switched off')
-    if row.get('val_dice', t.step) <= t.best: return row
+    t.about.update(
+        step=t.step,
+        history=t.history,
+        train_seconds=round(t.spent, 1),
+        peak_memory_gib=peak_memory(t.fabric.device),
+        selection=selection_of(counts, t.ts.schema.classes) if has_val else 'last step: validation was switched off',
+    )
+    if row.get('val_dice', t.step) <= t.best:
+        return row
     t.best = row.get('val_dice', t.step)
-    if t.fabric.is_global_zero: save_checkpoint(out/'best.pt', state=(t.ema.module if t.ema else t.raw).state_dict(), **t.about)
+    if t.fabric.is_global_zero:
+        save_checkpoint(out / 'best.pt', state=(t.ema.module if t.ema else t.raw).state_dict(), **t.about)
     return row
 
 # %% ../../nbs/03_train.ipynb #58d43c16
 def fit(
-    t:Trainer,
-    out:Path,            # receives best.pt and last.pt
-    log=lambda step, **values: None, # from `tracker`
-    resume='auto',       # see `resume_run`
-    save_minutes=5.,     # at most so much work is lost
-)->dict:                 # what best.pt says beside the weights: config, cost, history, train_seconds; `Stopped` when a signal ended the run
+    t: Trainer,
+    out: Path,  # receives best.pt and last.pt
+    log=lambda step, **values: None,  # from `tracker`
+    resume='auto',  # see `resume_run`
+    save_minutes=5.0,  # at most so much work is lost
+) -> (
+    dict
+):  # what best.pt says beside the weights: config, cost, history, train_seconds; `Stopped` when a signal ended the run
     "Train to the end of the budget."
     check_run_dir(out)
-    if t.fabric.is_global_zero: sweep(out)
+    if t.fabric.is_global_zero:
+        sweep(out)
     resume_run(t, out, resume)
-    if len(set(steps := gather(t, t.step))) > 1: raise ValueError(f'{out/"last.pt"} changed while processes read it (steps {steps}): end the other run that writes it')
-    for row in t.history: log(**row)
+    if len(set(steps := gather(t, t.step))) > 1:
+        raise ValueError(
+            f'{out / "last.pt"} changed while processes read it (steps {steps}): end the other run that writes it'
+        )
+    for row in t.history:
+        log(**row)
     saved = t.clock = time.time()
-    bar = tqdm(total=t.plan['steps'] or None, initial=t.step, desc=t.about['model'], unit='step', mininterval=5, disable=None if t.fabric.is_global_zero else True)
+    bar = tqdm(
+        total=t.plan['steps'] or None,
+        initial=t.step,
+        desc=t.about['model'],
+        unit='step',
+        mininterval=5,
+        disable=None if t.fabric.is_global_zero else True,
+    )
     with stop_signals() as asked, bar:
         while progress(t) < 1:
             before = rounds(t)
-            train_step(t); tick(t); bar.update()
+            train_step(t)
+            tick(t)
+            bar.update()
             if rounds(t) > before:
                 log(**finish_round(t, out))
-                save(t, out); saved = t.clock = time.time()
-                bar.set_postfix({k: f'{v:.3g}' for k, v in t.history[-1].items() if k in ('loss', 'val_dice', 'tiles_s')})
-            stop, due = agreed(t, len(asked), time.time() - saved > 60*save_minutes)
-            if stop or due: save(t, out); saved = t.clock = time.time()
-            if stop and progress(t) < 1: raise Stopped(f'stopped after step {t.step}; {out/"last.pt"} is written, and the same command goes on from there', *asked[:1])
+                save(t, out)
+                saved = t.clock = time.time()
+                bar.set_postfix(
+                    {k: f'{v:.3g}' for k, v in t.history[-1].items() if k in ('loss', 'val_dice', 'tiles_s')}
+                )
+            stop, due = agreed(t, len(asked), time.time() - saved > 60 * save_minutes)
+            if stop or due:
+                save(t, out)
+                saved = t.clock = time.time()
+            if stop and progress(t) < 1:
+                raise Stopped(
+                    f'stopped after step {t.step}; {out / "last.pt"} is written, and the same command goes on from '
+                    'there',
+                    *asked[:1],
+                )
     return t.about
 
 # %% ../../nbs/03_train.ipynb #4684028a
 def run(
-    data='data/smoke', out='runs/scratch', # prepared set; folder for checkpoints and logs
-    resume='auto', track='disabled', group='',
-    **config, # see `Config`
-)->dict:      # what `train.json` says
+    data='data/smoke',
+    out='runs/scratch',  # prepared set; folder for checkpoints and logs
+    resume='auto',
+    track='disabled',
+    group='',
+    **config,  # see `Config`
+) -> dict:  # what `train.json` says
     "Train one net on one set and write its record."
     check_ranges(dict(resume=resume, track=track), TRAIN_RANGES)
     Config(**config)
@@ -450,42 +701,72 @@ def run(
     check_run_dir(out)
     t = Trainer(load_set(smoke_set() if data == 'data/smoke' else data), **config)
     first = t.fabric.is_global_zero
-    with tracker(out, track, t.about, group) if first else nullcontext(lambda step, **values: None) as log: about = fit(t, out, log, resume)
-    if first: write_json(out/'train.json', about)
+    with tracker(out, track, t.about, group) if first else nullcontext(lambda step, **values: None) as log:
+        about = fit(t, out, log, resume)
+    if first:
+        write_json(out / 'train.json', about)
     return about
 
-def main(args:list=None): # None: those of the process
+
+def main(args: list = None):  # None: those of the process
     "Command line of `run`: one option for each of its parameters."
-    options = dict(data='data/smoke', out='runs/scratch', resume='auto', track='disabled', group='') | {f.name: f.default for f in fields(Config)}
-    parser = argparse.ArgumentParser(prog='python -m bcss_nb.training.train', description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options = dict(data='data/smoke', out='runs/scratch', resume='auto', track='disabled', group='') | {
+        f.name: f.default for f in fields(Config)
+    }
+    parser = argparse.ArgumentParser(
+        prog='python -m bcss_nb.training.train',
+        description=run.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     for name, default in options.items():
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(default, bool) else dict(type=type(default))
         parser.add_argument(f'--{name}', default=default, help=' ', **kind)
-    try: about = run(**vars(parser.parse_args(args)))
+    try:
+        about = run(**vars(parser.parse_args(args)))
     except Stopped as e:
         print(f'{type(e).__name__}: {e}', file=sys.stderr)
         sys.exit(INTERRUPTED if e.number == signal.SIGINT else 1)
-    except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{type(e).__name__}: {e}')
-    if find_place().rank == 0: print(f"{about['model']}: {about['step']} steps, {about['train_seconds']:.0f} s, loss {about['history'][-1]['loss']:.3f}")
+    except (ValueError, OSError, FloatingPointError) as e:
+        sys.exit(f'{type(e).__name__}: {e}')
+    if find_place().rank == 0:
+        print(
+            f'{about["model"]}: {about["step"]} steps, {about["train_seconds"]:.0f} s, loss '
+            f'{about["history"][-1]["loss"]:.3f}'
+        )
 
 # %% ../../nbs/03_train.ipynb #f1012e5b
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()
 
 # %% ../../nbs/03_train.ipynb #30c020f0
 def plot_learning_curves(
-    runs:dict,        # name -> trainings of one model; a training is the list of rows that `fit` records
-    schema:Schema|None=None, # also draw the classes, of the first training of each model
+    runs: dict,  # name -> trainings of one model; a training is the list of rows that `fit` records
+    schema: Schema | None = None,  # also draw the classes, of the first training of each model
 ):  # a matplotlib figure
     "Plot loss and validation Dice against steps, one line per training."
     import matplotlib.pyplot as plt
+
     fig, (loss_ax, dice_ax) = plt.subplots(1, 2, figsize=(8, 2.6), layout='constrained')
     for (name, histories), color in zip(runs.items(), ('black', *MODEL_COLORS) if schema else MODEL_COLORS):
         for i, rows in enumerate(histories):
             steps, label = [row['step'] for row in rows], name if i == 0 else None
-            loss_ax.plot(steps, [row['loss'] for row in rows], '.-', color=color, alpha=.7, label=label)
-            dice_ax.plot(steps, [row.get('val_dice', np.nan) for row in rows], '.-', color=color, alpha=.7, label='mean' if schema else label)
+            loss_ax.plot(steps, [row['loss'] for row in rows], '.-', color=color, alpha=0.7, label=label)
+            dice_ax.plot(
+                steps,
+                [row.get('val_dice', np.nan) for row in rows],
+                '.-',
+                color=color,
+                alpha=0.7,
+                label='mean' if schema else label,
+            )
         for class_name, class_color in zip(schema.classes, schema.colors) if schema else ():
-            dice_ax.plot(steps, [row.get(f'val_{class_name}', np.nan) for row in histories[0]], '.-', color=class_color, label=class_name)
+            dice_ax.plot(
+                steps,
+                [row.get(f'val_{class_name}', np.nan) for row in histories[0]],
+                '.-',
+                color=class_color,
+                label=class_name,
+            )
     loss_ax.set(xlabel='step', ylabel='training loss', ylim=(0, None))
     dice_ax.set(xlabel='step', ylabel='validation Dice', ylim=(0, 1))
     dice_ax.legend(frameon=False, fontsize=8)
