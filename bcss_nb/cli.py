@@ -96,7 +96,7 @@ def do_predict(a) -> int:  # how many pictures failed
     place = find_place()
     from bcss_nb.inference.engines import open_engine
     from bcss_nb.inference.discovery import find_pictures
-    from bcss_nb.inference.predict import predict_files
+    from bcss_nb.inference.batch import predict_files
 
     options = {
         k: v

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .core.files import from_root, locked, write_json
 from .data.dataset import TileSet
-from .training.train import Trainer, fit
+from .training.trainer import Trainer
+from .training.train import fit
 
 # %% ../nbs/91_demo.ipynb #demom-05
 def is_trained_on(

@@ -32,9 +32,13 @@ from PIL import Image
 
 from bcss_nb.core.labels import get_schema
 from bcss_nb.data.augment import draw_colour
-from bcss_nb.data.dataset import Rules, Stream, load_set, pack, prepare
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.loader import Stream
+from bcss_nb.data.packing import pack
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
 from bcss_nb.data.sources import find_root, index_source
+from bcss_nb.data.tile_checks import Rules
 
 
 class RandStain(RandomizableTransform):

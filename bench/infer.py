@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.demo import demo_runs
 from bcss_nb.inference.engines import ENGINES, TorchEngine, as_input, open_engine
 from bcss_nb.models.checkpoint import load_checkpoint

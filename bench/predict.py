@@ -26,8 +26,10 @@ from PIL import Image
 from bcss_nb.core.labels import encode, get_schema
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.engines import open_engine
-from bcss_nb.inference.predict import predict, predict_file, starts
+from bcss_nb.inference.outputs import predict_file
+from bcss_nb.inference.prediction import predict
 from bcss_nb.inference.readers import Picture, open_picture
+from bcss_nb.inference.windows import starts
 from bcss_nb.training import metrics
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data')) / 'roi'

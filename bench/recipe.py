@@ -25,10 +25,12 @@ from monai.networks.nets import UNet
 from PIL import Image
 
 from bcss_nb.core.files import seed_everything
-from bcss_nb.data.dataset import TileSet, load_set, prepare, smoke_set
+from bcss_nb.data.dataset import TileSet, load_set
+from bcss_nb.data.prepare import prepare, smoke_set
 from bcss_nb.data.simulator import SITES, simulate_roi
 from bcss_nb.training.metrics import confusion, dice
-from bcss_nb.training.train import Trainer, predict, progress, tick, train_step
+from bcss_nb.training.tile_predictions import predict
+from bcss_nb.training.trainer import Trainer, progress, tick, train_step
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
 OUT = Path('reports/bench/recipe.csv')

@@ -20,11 +20,13 @@ from monai.data import CacheDataset, DataLoader
 from monai.losses import DiceCELoss
 from torch import nn
 
-from bcss_nb.data.dataset import load_set, prepare
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
 from bcss_nb.data.sources import find_root, index_source
-from bcss_nb.models.registry import SharedPReLU, build_model
-from bcss_nb.training.train import Trainer, train_step
+from bcss_nb.models.registry import build_model
+from bcss_nb.models.unet import SharedPReLU
+from bcss_nb.training.trainer import Trainer, train_step
 from data import transforms
 
 

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.demo import demo_export, demo_runs
 
 # a job in the background inherits that Ctrl-C is ignored, and so would every process that a test starts

@@ -24,9 +24,11 @@ os.environ['JE_ARROW_MALLOC_CONF'] = 'background_thread:false'  # pyarrow's allo
 
 import torch  # noqa: E402
 
-from bcss_nb.data.dataset import load_set, smoke_set  # noqa: E402
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.models import checkpoint  # noqa: E402
-from bcss_nb.training.train import Trainer, fit  # noqa: E402
+from bcss_nb.training.train import fit
+from bcss_nb.training.trainer import Trainer
 
 REAL_SAVE, REAL_REPLACE = torch.save, os.replace
 

@@ -5,8 +5,10 @@ import sys
 
 import torch
 
-from bcss_nb.data.dataset import load_set, smoke_set
-from bcss_nb.training.train import Trainer, make_fabric, validate
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
+from bcss_nb.training.distributed import make_fabric
+from bcss_nb.training.trainer import Trainer, validate
 
 if __name__ == '__main__':
     out, model, accumulate, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bcss_nb.cli import main
 from bcss_nb.data.simulator import simulate_roi
-from bcss_nb.training.train import make_fabric
+from bcss_nb.training.distributed import make_fabric
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ from PIL import Image
 from scipy import ndimage as ndi
 
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import Cut, load_set, prepare
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
 from bcss_nb.data.sources import find_root
+from bcss_nb.data.tiling import Cut
 
 ROOT = Path(__file__).parent.parent
 REAL = (ROOT / os.environ.get('BCSS_REAL', '../shared/data')).resolve()

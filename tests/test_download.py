@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_nb.data.dataset import load_set, prepare
+from bcss_nb.data.dataset import load_set
 from bcss_nb.data.download import DownloadError, RoiServers, fetch, get_kaggle, get_roi
+from bcss_nb.data.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 DATA = np.random.default_rng(0).bytes(300_000)

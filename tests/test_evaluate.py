@@ -10,19 +10,25 @@ import torch
 
 from bcss_nb.core.files import write_json
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.demo import demo_runs
 from bcss_nb.evaluation.calibration import ece, ece_by_class, reliability_counts
-from bcss_nb.evaluation.comparison import colour_counts, compare, differences, sentences
+from bcss_nb.evaluation.comparison import colour_counts, compare, differences
+from bcss_nb.evaluation.comparison_tables import sentences
+from bcss_nb.evaluation.counting import load_run
+from bcss_nb.evaluation.evaluations import evaluate_runs, load_evaluation
+from bcss_nb.evaluation.model_card import write_cards
 from bcss_nb.evaluation.perturbations import shift_table
-from bcss_nb.evaluation.report import write_cards, write_page
-from bcss_nb.evaluation.scoring import describe, evaluate_runs, load_evaluation, load_run
+from bcss_nb.evaluation.report import write_page
+from bcss_nb.evaluation.scores import describe
 from bcss_nb.evaluation.statistics import estimate, holm, paired_difference, resample
 from bcss_nb.evaluation.surface import surface_counts, surface_dice
 from bcss_nb.models.checkpoint import read_checkpoint, save_checkpoint
-from bcss_nb.serving.export import judge
+from bcss_nb.serving.parity import judge
 from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, precision, recall, show_confusion
-from bcss_nb.training.train import Trainer, fit, val_scores
+from bcss_nb.training.train import fit, val_scores
+from bcss_nb.training.trainer import Trainer
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,9 @@ import pytest
 from bcss_nb.demo import demo_runs
 from bcss_nb.inference.engines import OnnxEngine, TorchEngine, open_engine, read_manifest
 from bcss_nb.models.checkpoint import load_checkpoint
-from bcss_nb.serving.export import export_run, write_bundle, write_onnx
+from bcss_nb.serving.bundle import write_bundle
+from bcss_nb.serving.export import export_run
+from bcss_nb.serving.onnx_export import write_onnx
 
 
 @pytest.fixture(scope='module')

@@ -11,12 +11,13 @@ import torch
 
 from bcss_nb import cli
 from bcss_nb.core.folders import EXPORTED_MODEL, check_replaceable, claim_files, replacing
-from bcss_nb.data.dataset import prepare
 from bcss_nb.data.download import DownloadError, get_kaggle, get_roi
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
 from bcss_nb.serving.export import export_run
 from bcss_nb.training.run_state import sweep
-from bcss_nb.training.train import Trainer, fit, run
+from bcss_nb.training.train import fit, run
+from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 

@@ -227,7 +227,7 @@ def test_service_that_cloud_run_does_not_know_is_refused(path, value):
 
 
 def test_service_fits_the_program():
-    from bcss_nb.serving.app import Settings
+    from bcss_nb.serving.settings import Settings
 
     inside = spec('service')['spec']['template']['spec']
     env = {e['name']: e['value'] for e in inside['containers'][0]['env']}

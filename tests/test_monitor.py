@@ -16,18 +16,11 @@ import yaml
 from PIL import Image
 from shared_serve import free_port, service
 
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.evaluation.perturbations import restain
-from bcss_nb.serving.traffic import (
-    alarms,
-    answers_of,
-    as_columns,
-    drift_over_time,
-    drift_report,
-    read_store,
-    traffic,
-    unseen_features,
-)
+from bcss_nb.serving.drift_report import alarms, drift_over_time, drift_report
+from bcss_nb.serving.traffic import answers_of, as_columns, read_store, traffic, unseen_features
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / 'deploy/monitoring'

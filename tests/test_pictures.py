@@ -39,11 +39,15 @@ from make_pictures import (
 from PIL import Image
 
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import Cut, load_set, prepare
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.data.tiling import Cut
+from bcss_nb.inference.batch import predict_files
 from bcss_nb.inference.discovery import find_pictures
-from bcss_nb.inference.predict import predict_file, predict_files
-from bcss_nb.serving.app import Settings, create_app
+from bcss_nb.inference.outputs import predict_file
+from bcss_nb.serving.app import create_app
+from bcss_nb.serving.settings import Settings
 
 NEAR = 10  # pixels beside the border of an area in which either answer is right
 MPP_TEXT = 0.25  # of files that do not say, given by hand

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.demo import demo_runs
 from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint
 from bcss_nb.models.registry import build_model
 from bcss_nb.training.metrics import DiceCELoss
-from bcss_nb.training.train import Trainer, fit, tracker
+from bcss_nb.training.tracking import tracker
+from bcss_nb.training.train import fit
+from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 PARAMETERISED = [

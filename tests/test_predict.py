@@ -19,9 +19,12 @@ from rasterio.features import rasterize
 from bcss_nb.core.labels import GLASS, IGNORE, get_schema
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.engines import Engine, TorchEngine, open_engine
+from bcss_nb.inference.outputs import predict_file
 from bcss_nb.inference.postprocess import sieved
-from bcss_nb.inference.predict import bands, predict, predict_file, starts
+from bcss_nb.inference.prediction import predict
 from bcss_nb.inference.readers import Picture, open_picture
+from bcss_nb.inference.sliding_window import bands
+from bcss_nb.inference.windows import starts
 
 REAL = sorted((Path(os.environ.get('BCSS_REAL', '../shared/data')) / 'roi' / 'rgbs_colorNormalized').glob('*.png'))
 

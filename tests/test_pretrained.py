@@ -24,7 +24,8 @@ from bcss_nb.models.pretrained import (
     read_weights,
     resize_positions,
 )
-from bcss_nb.models.registry import Encoder, build_model
+from bcss_nb.models.registry import build_model
+from bcss_nb.models.unetr import Encoder
 
 transformers = pytest.importorskip('transformers')
 

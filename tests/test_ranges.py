@@ -15,11 +15,12 @@ import yaml
 from bcss_nb import cli
 from bcss_nb.core import ranges
 from bcss_nb.core.ranges import Range, check_ranges
-from bcss_nb.data.dataset import Cut, prepare
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
+from bcss_nb.data.tiling import Cut
 from bcss_nb.inference.engines import ENGINES
-from bcss_nb.serving.app import Settings
-from bcss_nb.training.train import BUDGETS, Config
+from bcss_nb.serving.settings import Settings
+from bcss_nb.training.config import BUDGETS, Config
 from bcss_nb.training.train import main as train
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,11 @@ from PIL import Image
 from test_predict import Plain, Reddish
 
 from bcss_nb.data.simulator import simulate_roi
+from bcss_nb.inference.batch import predict_files
 from bcss_nb.inference.discovery import find_pictures
+from bcss_nb.inference.outputs import predict_file
 from bcss_nb.inference.pixels import UnreadableImage
-from bcss_nb.inference.predict import predict, predict_file, predict_files
+from bcss_nb.inference.prediction import predict
 from bcss_nb.inference.readers import Picture
 from bcss_nb.inference.result_folders import ResultConflict
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bcss_nb.data.dataset import load_set, prepare
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
 from bcss_nb.data.sources import find_root
 

@@ -16,10 +16,14 @@ import pytest
 import torch
 import yaml
 
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from bcss_nb.training.config import Config
 from bcss_nb.training.metrics import DiceCELoss
-from bcss_nb.training.train import Config, Stopped, Trainer, fit, progress, train_step
+from bcss_nb.training.resume import Stopped
+from bcss_nb.training.train import fit
+from bcss_nb.training.trainer import Trainer, progress, train_step
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']

@@ -14,7 +14,7 @@ from shared_serve import proxy, service
 from bcss_nb.core.labels import get_schema, rgb_table
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.engines import open_engine
-from bcss_nb.inference.predict import predict
+from bcss_nb.inference.prediction import predict
 from bcss_nb.inference.readers import Picture
 
 BROWSER = os.environ.get('CHROMIUM') or next(

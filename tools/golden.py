@@ -22,14 +22,17 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bcss_nb.core.files import write_json
-from bcss_nb.data.dataset import load_set, smoke_set
+from bcss_nb.data.dataset import load_set
+from bcss_nb.data.prepare import smoke_set
 from bcss_nb.data.simulator import simulate_roi
-from bcss_nb.evaluation.scoring import evaluate_runs
+from bcss_nb.evaluation.evaluations import evaluate_runs
 from bcss_nb.inference.engines import open_engine
-from bcss_nb.inference.predict import predict_file
-from bcss_nb.serving.app import Settings, create_app
+from bcss_nb.inference.outputs import predict_file
+from bcss_nb.serving.app import create_app
 from bcss_nb.serving.export import export_run
-from bcss_nb.training.train import Trainer, fit
+from bcss_nb.serving.settings import Settings
+from bcss_nb.training.train import fit
+from bcss_nb.training.trainer import Trainer
 
 # what differs from run to run
 VOLATILE = re.compile(

@@ -142,7 +142,7 @@ class TorchEngine(Engine):
     ):
         import torch
         from bcss_nb.models.checkpoint import load_checkpoint
-        from bcss_nb.models.registry import best_precision
+        from bcss_nb.models.precision import best_precision
 
         where = find_device(device)
         net, about = load_checkpoint(Path(path).absolute())
