@@ -19,41 +19,30 @@ endif
 SOURCE ?= sample
 OWN := data/raw/$(patsubst kaggle%,kaggle,$(SOURCE))
 RAW ?= $(OWN)
-# RAW as it was typed: Make would expand a dollar sign in it. q quotes a text for the shell, h for dvc's -S
+# RAW as it was typed: Make would expand a dollar sign in it. q quotes a text for the shell
 RAW_TEXT := $(if $(filter command environment,$(firstword $(origin RAW))),$(value RAW),$(RAW))
 q = '$(subst ','\'',$(1))'
-h = '$(subst ',\',$(subst \,\\,$(1)))'
-SCHEMA ?=
 MODELS ?= unet,unetr
 BUDGET ?= smoke
 SEEDS ?= 42,43,44
-TEST_SITES ?=
-TEST_PATIENTS ?=
-VAL_PATIENTS ?=
-VAL ?= 0.2
-SPLIT ?=
-FOLDS ?= 5
-FOLD ?= 0
-SIZE ?= 224
-STRIDE ?= 0
-EDGE ?= drop
-SET = -S source='$(SOURCE)' -S $(call q,raw=$(call h,$(RAW_TEXT))) -S schema="'$(SCHEMA)'" -S 'models=[$(MODELS)]' -S budget='$(BUDGET)' -S 'seeds=[$(SEEDS)]' \
-  -S split.test_sites="'$(TEST_SITES)'" -S split.test_patients="'$(TEST_PATIENTS)'" -S split.val='$(VAL)' \
-  -S split.name="'$(SPLIT)'" -S split.val_patients="'$(VAL_PATIENTS)'" -S split.folds='$(FOLDS)' -S split.fold='$(FOLD)' \
-  -S tile.size='$(SIZE)' -S tile.stride='$(STRIDE)' -S tile.edge='$(EDGE)'
+# every parameter of these two files is an option, in capitals: VAL=0.1, TEST_SITES=OL,LL
+PARAMETERS := $(shell sed -n 's/^\([a-z_]*\):.*/\1/p' params.yaml params/prepare.yaml | tr a-z A-Z)
+GIVEN = $(foreach o,$(filter-out RAW,$(PARAMETERS)) SET,$(if $(filter-out undefined,$(origin $(o))),$(call q,$(o)=$(value $(o)))))
+PIPELINE = VERBOSE='$(VERBOSE)' python tools/pipeline.py
+OPTIONS = -- $(GIVEN) $(call q,RAW=$(RAW_TEXT))
 
-GRID ?= train.lr=0.0005,0.0015,0.005
-GROUP ?= sweep
+GRID ?= params/train.yaml:lr=0.0005,0.0015,0.005
 MODEL ?= unet
 
-.PHONY: help repository setup setup-dev lab demo data train sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab docs docs-serve remote export test bench check lint readme lock clean
+.PHONY: help repository setup setup-dev lab demo data train report sweep profile model serve monitor image-serve image-cuda image-check docker-repro docker-lab docs docs-serve remote export test bench check lint readme lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  data and train take SOURCE=sample|kaggle224|kaggle512|roi|auto RAW=<folder or zip> SCHEMA=kaggle3|bcss3|bcss5"
-	@echo "  SIZE=224 STRIDE=0 EDGE=drop|shift|pad SPLIT=site|custom|patient-kfold|shipped FOLDS=5 FOLD=0 TEST_SITES=OL,LL TEST_PATIENTS=TCGA-A1-A0SK"
-	@echo "  VAL=0.2 (0: no validation) VAL_PATIENTS=; train also takes MODELS=unet,unetr BUDGET=smoke|full SEEDS=42,43,44; remote takes BUCKET=gs://bucket/path"
+	@echo "  and every parameter of params/prepare.yaml in capitals, such as VAL=0.1 TEST_SITES=OL,LL; train also takes MODELS=unet,unetr"
+	@echo "  BUDGET=smoke|full SEEDS=42,43,44 and SET=params/train.yaml:lr=0.003 for any other parameter; VERBOSE=1 shows everything;"
+	@echo "  remote takes BUCKET=gs://bucket/path"
 
 $(VENV)/.pipeline: requirements.txt requirements_serve.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
@@ -74,7 +63,7 @@ lab: setup-dev ## open JupyterLab on the chapters, with this project's kernel
 	jupyter lab --notebook-dir=. nbs/index.ipynb
 
 demo: repository setup ## sample -> UNet and UNETR, three seeds each -> comparison and report, 15 minutes on two cores with the installation
-	$(MAKE) --no-print-directory train SOURCE=sample RAW=data/raw/sample SCHEMA= MODELS=unet,unetr BUDGET=smoke
+	@$(MAKE) --no-print-directory train SOURCE=sample RAW=data/raw/sample SCHEMA= MODELS=unet,unetr BUDGET=smoke
 
 data: repository setup ## make the sample, or fetch, check, pack and split the source you name
 	@$(source_known)
@@ -83,7 +72,7 @@ data: repository setup ## make the sample, or fetch, check, pack and split the s
 	  "$(SOURCE) $(OWN)") python -c 'from bcss_nb.data.download import main; main("$(SOURCE)", "$(OWN)")' && { [ -e "$(OWN).dvc" ] || dvc add -q "$(OWN)"; } ;; \
 	esac
 	@$(raw_there)
-	dvc exp run $(SET) prepare
+	@$(PIPELINE) prepare $(OPTIONS)
 
 remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/path, then dvc push
 	@case "$(BUCKET)" in gs://?*) ;; *) echo "BUCKET must look like gs://bucket/path, got '$(BUCKET)'" >&2; exit 1;; esac
@@ -92,18 +81,23 @@ remote: setup ## keep data and runs in a bucket: make remote BUCKET=gs://bucket/
 
 train: repository setup ## the whole pipeline on the source you name, then the table and reports/compare.html
 	@$(raw_there)
-	dvc exp run $(SET) report export
-	@python -c 'from bcss_nb.evaluation.comparison import print_comparison; print_comparison()'
+	@$(PIPELINE) report export $(OPTIONS)
+	@python -c 'from bcss_nb.evaluation.comparison_tables import print_comparison; print_comparison()'
+
+report: repository setup ## the studies of robustness and leakage as well, then the report again
+	@$(raw_there)
+	@$(PIPELINE) robustness leakage $(OPTIONS)
+	@$(PIPELINE) --force --single-item report $(OPTIONS)
 
 sweep: repository setup ## queue one experiment for each value of GRID='train.lr=0.0005,0.0015', run them, show the table
-	dvc exp run --queue $(SET) -S group='$(GROUP)' $(foreach g,$(GRID),-S '$(g)') compare
+	@$(PIPELINE) --queue $(foreach g,$(GRID),-S '$(g)') compare $(OPTIONS) GROUP='$(or $(GROUP),sweep)'
 	dvc queue start
 	@while dvc queue status | grep -Eq 'Queued|Running'; do sleep 3; done
-	@python -c 'from bcss_nb.evaluation.comparison import print_sweep; print_sweep("$(GRID)", "$(GROUP)")'
+	@python -c 'from bcss_nb.evaluation.comparison_tables import print_sweep; print_sweep("$(GRID)", "$(or $(GROUP),sweep)")'
 	@if dvc queue status | grep -q Failed; then dvc queue status; echo "Some failed: dvc queue logs NAME says why, dvc queue remove --failed forgets them" >&2; exit 1; fi
 
 profile: setup ## where the time of a training step goes: MODEL=unet BUDGET=smoke; table and picture in reports/
-	python -m papermill nbs/03c_profile.ipynb reports/03c_profile.ipynb -k python3 --no-progress-bar -r model '$(MODEL)' -r reports reports
+	python -m papermill nbs/studies/profiling.ipynb reports/profiling.ipynb -k python3 --no-progress-bar -r model '$(MODEL)' -r reports reports
 	@python -c 'import pandas; print(pandas.read_csv("reports/profile_$(MODEL).csv").head(15).to_string(index=False))'
 
 model: setup ## export the preferred model to exports/bcss: ONNX, 8 bits, MONAI Bundle, compared with the original

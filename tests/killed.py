@@ -24,11 +24,11 @@ os.environ['JE_ARROW_MALLOC_CONF'] = 'background_thread:false'  # pyarrow's allo
 
 import torch  # noqa: E402
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_set  # noqa: E402
+from bcss_nb.data.prepare import smoke_set  # noqa: E402
 from bcss_nb.models import checkpoint  # noqa: E402
-from bcss_nb.training.train import fit
-from bcss_nb.training.trainer import Trainer
+from bcss_nb.training.train import fit  # noqa: E402
+from bcss_nb.training.trainer import Trainer  # noqa: E402
 
 REAL_SAVE, REAL_REPLACE = torch.save, os.replace
 

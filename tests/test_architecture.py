@@ -19,7 +19,7 @@ ALLOWED = {
     'inference': ('core', 'models'),
     'serving': ('core', 'data', 'models', 'training', 'evaluation', 'inference'),
     'cli': ('core', 'data', 'models', 'training', 'evaluation', 'inference', 'serving'),
-    'demo': ('core', 'data', 'training', 'inference', 'serving'),
+    'demo': ('core', 'data', 'training', 'evaluation', 'inference', 'serving'),
 }
 
 

@@ -46,7 +46,7 @@ def desktop(tmp_path):
         'train.json': '{"lr": 1}',
         'compare.html': '<html>',
         'monitor.json': '{}',
-        'leak.csv': 'a,b',
+        'leakage.csv': 'a,b',
         'export.csv': 'a,b',
         'data_card.md': '#',
         'metrics_unet.json': '{}',
@@ -368,7 +368,7 @@ def test_make_clean_removes_what_runs_made_and_nothing_else(exported, run, deskt
     shutil.copytree(run, project / 'runs/unet/42')
     shutil.copytree(desktop, project / 'runs/desktop', symlinks=True)
     shutil.copytree(desktop, project / 'reports/desktop', symlinks=True)
-    for name in ('compare.html', 'leak.csv', 'my table.csv', 'notes.md', 'talk.ipynb'):
+    for name in ('compare.html', 'leakage.csv', 'my table.csv', 'notes.md', 'talk.ipynb'):
         (project / 'reports' / name).write_text('x')
     done = subprocess.run(
         ['make', 'clean', f'PYTHON={sys.executable}', f'VENV={Path(sys.executable).parent.parent}'],

@@ -331,7 +331,7 @@ REPORT_FILES = (
     'data_card.md',
     'metrics_*.json',
     'robustness_*.csv',
-    'leak.csv',
+    'leakage.csv',
     'compare.csv',
     'compare.json',
     'compare.html',

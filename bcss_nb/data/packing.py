@@ -11,7 +11,7 @@ import numpy as np
 import os
 import pandas as pd
 from pathlib import Path
-from tqdm import tqdm
+from ..core.progress import progress_bar
 from ..core.threads import map_ahead
 from .quality import alike, near_pairs
 from .sources import BadTile
@@ -68,7 +68,9 @@ def pack(
 
     workers = workers or os.cpu_count()
     todo = map_ahead(read, [(i,) for i in range(0, len(pairs), each)], workers, 4 * workers - 1)
-    for name, tiles, some in tqdm((t for ts in todo for t in ts), 'packing', len(pairs), mininterval=2):
+    for name, tiles, some in progress_bar(
+        (t for ts in todo for t in ts), len(pairs), 'packing', 'images', mininterval=2
+    ):
         notes += [(name, *note) for note in some]
         for record, x, y in tiles:
             found.append(record)

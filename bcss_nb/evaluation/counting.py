@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pathlib import Path
 from torch import Tensor, nn
+from ..core.progress import progress_bar
 from ..data.dataset import TileSet, evenly_spaced
 from .calibration import doubt_counts, fit_temperature, labelled, reliability_counts
 from .surface import band_counts, surface_counts
@@ -83,7 +84,7 @@ def measure(
 ) -> tuple:  # patients, sorted; name -> (P, ...) counts
     "Count patient by patient."
     patients, out = sorted(set(ts.tiles.patient.iloc[rows])), []
-    for patient in patients:
+    for patient in progress_bar(patients, unit='patients'):
         mine = rows[(ts.tiles.patient.iloc[rows] == patient).to_numpy()]
         truths = (torch.from_numpy(ts.labels[mine[i : i + batch]]).to(device) for i in range(0, len(mine), batch))
         parts = [measure_batch(l, y, temperature) for l, y in zip(infer(net, ts, mine, batch, device), truths)]

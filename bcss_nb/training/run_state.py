@@ -85,8 +85,8 @@ def differences(saved: dict, now: dict) -> str:  # '' when they agree; else 'lr 
 _PACKAGES = ('core', 'data', 'models', 'training')  # what a training runs
 
 
-def code_id() -> str:  # hex SHA-256
-    "The hash of every module that a training can import."
+def code_id(packages: tuple[str, ...] = _PACKAGES) -> str:  # hex SHA-256
+    "The hash of every module of some packages; by default of those that a training can import."
     root = Path(bcss_nb.__file__).parent
-    files = sorted(file for package in _PACKAGES for file in (root / package).glob('*.py'))
+    files = sorted(file for package in packages for file in (root / package).glob('*.py'))
     return hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()

@@ -23,9 +23,9 @@ import torch
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from tqdm import tqdm
 from ..core.files import from_root, write_json
 from ..core.process import INTERRUPTED, find_place
+from ..core.progress import progress_bar
 from ..core.ranges import TRAIN_RANGES, check_ranges
 from ..data.dataset import load_set
 from ..data.prepare import smoke_set
@@ -113,13 +113,13 @@ def fit(
     for row in t.history:
         log(**row)
     saved = t.clock = time.time()
-    bar = tqdm(
+    bar = progress_bar(
         total=t.plan['steps'] or None,
-        initial=t.step,
         desc=t.about['model'],
-        unit='step',
+        unit='steps',
+        is_hidden=not t.fabric.is_global_zero,
+        initial=t.step,
         mininterval=5,
-        disable=None if t.fabric.is_global_zero else True,
     )
     with stop_signals() as asked, bar:
         while progress(t) < 1:
