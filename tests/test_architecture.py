@@ -91,10 +91,28 @@ STAGES = yaml.safe_load((ROOT / 'dvc.yaml').read_text())['stages']
 
 
 @pytest.mark.parametrize('stage', STAGES)
-def test_a_stage_depends_on_every_module_that_its_notebook_imports(stage):
-    deps = [dep.rstrip('/') for dep in STAGES[stage]['deps']]
-    notebook = next(dep for dep in deps if dep.endswith('.ipynb'))
-    assert notebook in STAGES[stage]['cmd']
-    needed = {f'bcss_nb/{name.replace(".", "/")}.py' for name in closure(imported(code_of(ROOT / notebook)))}
+def test_a_stage_depends_on_every_module_that_it_imports(stage):
+    deps, cmd = [dep.rstrip('/') for dep in STAGES[stage]['deps']], STAGES[stage]['cmd']
+    notebooks = [dep for dep in deps if dep.endswith('.ipynb')]
+    if notebooks:
+        assert len(notebooks) == 1 and notebooks[0] in cmd
+        imports = imported(code_of(ROOT / notebooks[0]))
+    else:
+        imports = {cmd.split(' -m bcss_nb.')[1].split()[0]}
+    needed = {f'bcss_nb/{name.replace(".", "/")}.py' for name in closure(imports)}
     missing = sorted(file for file in needed if not any(file == dep or file.startswith(f'{dep}/') for dep in deps))
     assert needed and not missing
+
+
+@pytest.mark.parametrize('stage', [s for s in STAGES if '-f params/' in STAGES[s]['cmd']])
+def test_a_file_of_parameters_holds_what_its_notebook_declares_and_is_tracked_whole(stage):
+    cmd = STAGES[stage]['cmd']
+    file = cmd.split('-f ')[1].split()[0]
+    assert {file: None} in STAGES[stage]['params']
+    notebook = next(dep for dep in STAGES[stage]['deps'] if dep.endswith('.ipynb'))
+    cells = json.loads((ROOT / notebook).read_text())['cells']
+    source = next(''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))
+    declared = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    values = yaml.safe_load((ROOT / file).read_text())
+    assert set(values) <= set(declared)
+    assert all(type(value) is type(declared[name]) for name, value in values.items())

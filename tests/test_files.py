@@ -302,12 +302,11 @@ def test_sweeping_checkpoints_keeps_other_temporary_files(tmp_path):
     'notebook,args',
     [
         ('01_dataset', ('-r', 'out', 'OUT')),
-        ('03c_profile', ()),
+        ('studies/profiling', ()),
         ('04_evaluate', ()),
-        ('04a_robustness', ()),
-        ('04b_leak', ()),
+        ('studies/robustness', ()),
+        ('studies/leakage', ()),
         ('05_compare', ()),
-        ('05a_report', ()),
         ('07_export', ('-r', 'out', 'OUT')),
         ('09_monitor', ()),
     ],
@@ -377,7 +376,7 @@ def test_make_clean_removes_what_runs_made_and_nothing_else(exported, run, deskt
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for gone in ('exports/bcss', 'data/processed', 'runs/unet', 'reports/compare.html', 'reports/leak.csv'):
+    for gone in ('exports/bcss', 'data/processed', 'runs/unet', 'reports/compare.html', 'reports/leakage.csv'):
         assert not (project / gone).exists(), gone
     for kept in (
         'exports/mine/model.json',

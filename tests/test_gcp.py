@@ -452,6 +452,7 @@ def job(tmp_path):
     for name in ('data/raw/kaggle.dvc', 'data/dvc.lock'):
         (bucket / name).write_text('x')
     shutil.copy(ROOT / 'params.yaml', project)
+    shutil.copytree(ROOT / 'params', project / 'params')
     stub(
         programs,
         'dvc',
@@ -503,10 +504,11 @@ def test_scripts_are_bash():
 
 def test_job_on_one_device_runs_the_pipeline(job):
     (job.bucket / 'runs/a-job').mkdir(parents=True)
-    (job.bucket / 'runs/a-job/params.yaml').write_text(
-        (ROOT / 'params.yaml').read_text().replace('weight_decay: 0.01', 'weight_decay: 0.02')
-    )
-    code, err = job.run(PARAMS='train.lr=0.001 split.test_patients=TCGA-A1-A0SK')
+    shutil.copy(ROOT / 'params.yaml', job.bucket / 'runs/a-job')
+    shutil.copytree(ROOT / 'params', job.bucket / 'runs/a-job/params')
+    train = (ROOT / 'params/train.yaml').read_text().replace('weight_decay: 0.01', 'weight_decay: 0.02')
+    (job.bucket / 'runs/a-job/params/train.yaml').write_text(train)
+    code, err = job.run(PARAMS='params/train.yaml:lr=0.001 params/prepare.yaml:test_patients=TCGA-A1-A0SK')
     assert code == 0, err
     assert job.calls() == [
         'dvc remote add --local --force --default bucket gs://a-bucket/dvc',
@@ -522,11 +524,10 @@ def test_job_on_one_device_runs_the_pipeline(job):
         'full',
         [42, 43],
     )
-    assert (
-        p['train']['lr'] == 0.001
-        and p['train']['weight_decay'] == 0.02
-        and p['split']['test_patients'] == 'TCGA-A1-A0SK'
+    train, prepare = (
+        yaml.safe_load((job.project / f'params/{name}.yaml').read_text()) for name in ('train', 'prepare')
     )
+    assert (train['lr'], train['weight_decay'], prepare['test_patients']) == (0.001, 0.02, 'TCGA-A1-A0SK')
     left = job.bucket / 'runs/a-job'
     assert (
         (left / 'params.yaml').read_text() == (job.project / 'params.yaml').read_text()
@@ -552,7 +553,7 @@ def test_job_on_many_devices_runs_torchrun(job, place, nodes, rank):
     assert code == 1 and 'gcp-data' in err and not job.calls()
     (job.bucket / 'data/processed').mkdir(exist_ok=True)
     (job.bucket / 'data/processed/manifest.json').write_text('{}')
-    code, err = job.run(**place, PARAMS='train.batch=64 train.compile=true')
+    code, err = job.run(**place, PARAMS='params/train.yaml:batch=64 params/train.yaml:compile=true')
     assert code == 0 and (job.project / 'data/processed/manifest.json').exists(), err
     calls = [shlex.split(c) for c in job.calls()]
     assert [c[c.index('--out') + 1] for c in calls] == [
@@ -568,7 +569,7 @@ def test_job_on_many_devices_runs_torchrun(job, place, nodes, rank):
     assert (job.bucket / 'runs/a-job/params.yaml').exists() == (rank == 0)
     fields = next(
         n
-        for n in ast.parse((ROOT / 'bcss_nb/training/train.py').read_text()).body
+        for n in ast.parse((ROOT / 'bcss_nb/training/config.py').read_text()).body
         if isinstance(n, ast.ClassDef) and n.name == 'Config'
     ).body
     known = {n.target.id for n in fields if isinstance(n, ast.AnnAssign)} | {'data', 'out', 'resume', 'track', 'group'}
@@ -583,8 +584,8 @@ def test_job_that_cannot_work_says_so_and_fails(job):
     (job.bucket / 'data/processed/manifest.json').write_text('{}')
     assert job.run(FAIL='3', GPUS='2')[0] == 3 and len(job.calls()) == 1
     assert (
-        'no parameter train.learning' in job.run(PARAMS='train.learning=1')[1]
-        and 'train.lr is a number' in job.run(PARAMS='train.lr=x')[1]
+        'no parameter learning' in job.run(PARAMS='params/train.yaml:learning=1')[1]
+        and 'lr is a number' in job.run(PARAMS='params/train.yaml:lr=x')[1]
     )
     assert 'CLUSTER_SPEC' in job.run(CLUSTER_SPEC=described('workerpool9', 0, 1, 1))[1]
     code, err = job.run(GCS_MOUNT=str(job.project / 'params.yaml'))
@@ -614,17 +615,21 @@ def test_sigterm_reaches_training_and_is_waited_for(job):
 
 def test_params_keep_comments_and_refuse_what_is_wrong(tmp_path, monkeypatch):
     shutil.copy(ROOT / 'params.yaml', tmp_path)
+    shutil.copytree(ROOT / 'params', tmp_path / 'params')
     monkeypatch.chdir(tmp_path)
-    params.main(['source=roi', 'models=[unet]', 'seeds=[7]', 'train.minutes=60', 'checks.strict=true', 'split.name='])
-    before, after = (ROOT / 'params.yaml').read_text(), (tmp_path / 'params.yaml').read_text()
-    p = yaml.safe_load(after)
-    assert (
-        before.count('#') == after.count('#')
-        and p['train']['minutes'] == 60
-        and p['models'] == ['unet']
-        and p['checks']['strict'] is True
+    params.main(
+        'source=roi models=[unet] seeds=[7] params/train.yaml:minutes=60 params/prepare.yaml:strict=true '
+        'params/prepare.yaml:test_sites='.split()
     )
-    for wrong in ('sauce=roi', 'train=3', 'train.lr=fast', 'models=unet', 'checks.strict=1', 'train.lr.x=1', 'seeds='):
+    names = ('params.yaml', 'params/train.yaml', 'params/prepare.yaml')
+    after = {name: (tmp_path / name).read_text() for name in names}
+    run, train, prepare = (yaml.safe_load(text) for text in after.values())
+    assert all(after[name].count('#') == (ROOT / name).read_text().count('#') for name in names)
+    assert (run['models'], run['source'], train['minutes'], prepare['strict']) == (['unet'], 'roi', 60, True)
+    for wrong in (
+        'sauce=roi params/train.yaml=3 params/train.yaml:lr=fast models=unet params/prepare.yaml:strict=1 '
+        'params/none.yaml:lr=1 seeds='
+    ).split():
         with pytest.raises(SystemExit):
             params.main([wrong])
-    assert (tmp_path / 'params.yaml').read_text() == after
+    assert after == {name: (tmp_path / name).read_text() for name in names}

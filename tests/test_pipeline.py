@@ -22,17 +22,16 @@ from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 PARAMETERISED = [
-    '01a_sample',
+    '00_eda',
     '01_dataset',
     '03_train',
-    '03c_profile',
     '04_evaluate',
-    '04a_robustness',
-    '04b_leak',
     '05_compare',
-    '05a_report',
     '07_export',
-    '00a_eda',
+    '09_monitor',
+    'studies/leakage',
+    'studies/profiling',
+    'studies/robustness',
 ]
 
 
@@ -75,29 +74,32 @@ def test_parameters_cell_is_tagged_and_checked(name):
     assert len(at) == 1 and 'check_parameters' in ''.join(cells[at[0] + 1]['source'])
 
 
-ABOUT_FILES = (
-    'discovery',
-    'result_folders',
-    'disk_map',
-    'files',
-    'parameters',
-    'provenance',
-    'run_state',
-    'threads',
-    'presets',
-    'demo',
-)  # what they show is text
-
-
 @pytest.mark.parametrize('name', sorted(str(p.relative_to(ROOT / 'nbs')) for p in (ROOT / 'nbs').rglob('*.ipynb')))
-def test_notebook_opens_with_pictures_and_no_errors(name):
+def test_committed_outputs_are_there_small_and_true(name):
     text = (ROOT / 'nbs' / name).read_text()
     outputs = [o for c in json.loads(text)['cells'] for o in c.get('outputs', [])]
-    assert not [o for o in outputs if o['output_type'] == 'error']
-    assert max([len(json.dumps(o)) for o in outputs], default=0) < 300_000
-    has_picture = any(k.startswith('image/') for o in outputs for k in o.get('data', {})) or 'images/' in text
-    assert has_picture or (outputs and Path(name).stem.split('_', 1)[1] in ABOUT_FILES)
+    assert outputs and not [o for o in outputs if o['output_type'] == 'error']
+    assert max(len(json.dumps(o)) for o in outputs) < 300_000
     assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize(
+    'name', sorted(str(p.relative_to(ROOT / 'nbs')) for p in (ROOT / 'nbs').glob('studies/*.ipynb'))
+)
+def test_a_study_shows_a_picture(name):
+    cells = json.loads((ROOT / 'nbs' / name).read_text())['cells']
+    assert any('image/' in key for c in cells for o in c.get('outputs', []) for key in o.get('data', {}))
+
+
+STAGES = sorted(p.stem for p in (ROOT / 'nbs').glob('0*.ipynb'))
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_a_stage_tells_its_story_in_few_cells_and_exports_nothing(name):
+    cells = json.loads((ROOT / f'nbs/{name}.ipynb').read_text())['cells']
+    sources = [''.join(c['source']) for c in cells]
+    assert 8 <= len(cells) <= 30 and not any('#| export' in s or 'default_exp' in s for s in sources)
+    assert any('image/' in key for c in cells for o in c.get('outputs', []) for key in o.get('data', {}))
 
 
 def test_without_validation_the_last_checkpoint_is_used_and_said(tmp_path):

@@ -119,7 +119,7 @@ def test_every_parameter_of_a_training_has_a_range():
     free = {'model', 'weighted', 'pretrained', 'compile'}
     assert {f.name for f in fields(Config)} - free == set(ranges.TRAIN_RANGES) - {'resume', 'track'}
     assert set(ranges.TRAIN_RANGES['budget'].words) == set(BUDGETS) and set(ranges.EXPORTED_ENGINES) == set(ENGINES)
-    params = yaml.safe_load((ROOT / 'params.yaml').read_text())['train']
+    params = yaml.safe_load((ROOT / 'params/train.yaml').read_text())
     check_ranges(params, ranges.TRAIN_RANGES)
     for name, r in numbers(ranges.TRAIN_RANGES).items():
         for value in (*BAD, below(r), above(r)):
@@ -152,7 +152,7 @@ def test_training_refuses_before_the_set_is_loaded(args, monkeypatch, tmp_path):
     ],
 )
 def test_prepare_refuses_before_it_reads(args, monkeypatch, tmp_path):
-    monkeypatch.setattr('bcss_nb.data.dataset.find_root', lambda *a: pytest.fail('the data was read first'))
+    monkeypatch.setattr('bcss_nb.data.prepare.find_root', lambda *a: pytest.fail('the data was read first'))
     refuses(lambda: prepare('kaggle224', 'x', tmp_path / 'out', **args), next(k for k in args if k != 'split'))
 
 
@@ -291,12 +291,11 @@ def test_home_is_expanded_in_options_and_variables(monkeypatch, tmp_path, capsys
 
 NOTEBOOKS = {
     '01_dataset': ('PREPARE', {'fold': -1}),
-    '01a_sample': ('SAMPLE', {'patients': 3}),
     '03_train': ('TRAIN', {'steps': -5}),
-    '03c_profile': ('PROFILE', {'steps': 0}),
+    'studies/profiling': ('PROFILE', {'steps': 0}),
     '04_evaluate': ('EVALUATE', {'batch': 0}),
-    '04a_robustness': ('EVALUATE', {'tiles': -1}),
-    '04b_leak': ('LEAK', {'steps': 0}),
+    'studies/robustness': ('EVALUATE', {'tiles': -1}),
+    'studies/leakage': ('LEAK', {'steps': 0}),
     '05_compare': ('COMPARE', {}),
     '07_export': ('EXPORT', {'tiles': -1}),
     '09_monitor': ('MONITOR', {'hours': -1}),

@@ -56,7 +56,8 @@ def run(command, cwd):
 
 @pytest.mark.parametrize('where', ['bucket', 'local'])
 def test_sample_and_prepared_set_come_back_byte_for_byte(clone, bucket, where):
-    (clone / 'params.yaml').write_text((clone / 'params.yaml').read_text().replace('patients: 24', 'patients: 12'))
+    sample = clone / 'params/sample.yaml'
+    sample.write_text(sample.read_text().replace('patients: 24', 'patients: 12'))
     assert "didn't change" not in run('dvc repro prepare', clone)
     before = tree(clone / 'data')
     if where == 'bucket':

@@ -236,15 +236,14 @@ def test_the_notebook_has_the_parameters_of_the_command_line():
 
 
 def test_the_pipeline_passes_every_parameter_with_the_same_default():
-    params, stages, config = (
-        yaml.safe_load((ROOT / 'params.yaml').read_text()),
-        (ROOT / 'dvc.yaml').read_text(),
-        asdict(Config()),
-    )
-    train, given = params['train'], {k: v for k, v in config.items() if k not in ('model', 'budget', 'seed')}
-    assert params['seeds'][0] == config['seed'] and '-p seed ${item.seed}' in stages
-    assert {k: v for k, v in train.items() if k != 'resume'} == given
-    assert all('${train.' + k + '}' in stages for k in train)
+    run, train = (yaml.safe_load((ROOT / name).read_text()) for name in ('params.yaml', 'params/train.yaml'))
+    stage = yaml.safe_load((ROOT / 'dvc.yaml').read_text())['stages']['train']
+    config = asdict(Config())
+    assert (run['seeds'][0], run['budget']) == (config['seed'], config['budget'])
+    assert '-f params/train.yaml' in stage['cmd'] and {'params/train.yaml': None} in stage['params']
+    assert {k: v for k, v in train.items() if k != 'resume'} == {
+        k: v for k, v in config.items() if k not in ('model', 'budget', 'seed')
+    }
 
 
 @pytest.mark.parametrize('classes', [3, 5])

@@ -190,7 +190,7 @@ SERVICE_RANGES = dict(
 )
 
 # %% ../../nbs/core/05_ranges.ipynb #00c-rang24
-OTHER_VARIABLES = ('BCSS_REAL',)  # read by benchmarks and tests
+OTHER_VARIABLES = ('BCSS_REAL', 'BCSS_PROGRESS')  # read by benchmarks and tests; set by the pipeline
 SET_BY_KUBERNETES = re.compile(r'BCSS_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)')
 
 

@@ -254,7 +254,9 @@ def build(s):
 
 def train(s):
     "The parameters as they are here, then one custom job; the answer says how to follow it."
-    yield gcloud(s, 'storage', 'cp', 'params.yaml', f'gs://{s["BUCKET"]}/runs/{s["JOB"]}/params.yaml')
+    run = f'gs://{s["BUCKET"]}/runs/{s["JOB"]}'
+    yield gcloud(s, 'storage', 'cp', 'params.yaml', f'{run}/params.yaml')
+    yield gcloud(s, 'storage', 'rsync', 'params', f'{run}/params', '--recursive')
     yield gcloud(
         s,
         'ai',
@@ -277,6 +279,7 @@ def fetch(s):
     for folder in ('exports', 'reports'):
         yield gcloud(s, 'storage', 'rsync', f'{run}/{folder}', folder, '--recursive')
     yield gcloud(s, 'storage', 'cp', f'{run}/params.yaml', 'reports/params.yaml')
+    yield gcloud(s, 'storage', 'rsync', f'{run}/params', 'reports/params', '--recursive')
     yield gcloud(s, 'storage', 'cp', f'{run}/dvc.lock', 'dvc.lock')
 
 

@@ -1,12 +1,15 @@
-"""Change params.yaml and keep its comments: params.py name=value ...; params.py --options prints it as options of
-bcss_nb.training.train, one a line."""
+"""Change parameter files and keep their comments, in the language of `dvc exp run -S`:
+
+params.py source=roi params/train.yaml:lr=0.001 ...
+params.py --options     # prints the training's parameters as options of bcss_nb.training.train, one a line
+"""
 
 import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-FILE = Path('params.yaml')
+RUN, TRAIN = 'params.yaml', 'params/train.yaml'
 yaml = YAML()
 yaml.width, yaml.preserve_quotes = 200, True
 KINDS = dict(text=str, number=(int, float), list=list, switch=bool)
@@ -14,48 +17,52 @@ KINDS = dict(text=str, number=(int, float), list=list, switch=bool)
 
 def kind(value):
     "What sort of value a parameter has."
-    return (
-        'switch' if isinstance(value, bool) else next(name for name, types in KINDS.items() if isinstance(value, types))
-    )
+    if isinstance(value, bool):
+        return 'switch'
+    return next(name for name, types in KINDS.items() if isinstance(value, types))
 
 
-def change(params, name, text):
+def change(params, name, text, file=RUN):
     "Set one parameter; ValueError when there is none of that name, or its value is of another kind."
-    *path, last = name.split('.')
-    block = params
-    for key in path:
-        block = block.get(key) if isinstance(block, dict) else None
-    if not isinstance(block, dict) or last not in block or isinstance(block[last], dict):
-        raise ValueError(f'params.yaml has no parameter {name}')
-    value = text if kind(block[last]) == 'text' else yaml.load(text)
-    if value is None or isinstance(value, dict) or kind(value) != kind(block[last]):
-        raise ValueError(f'{name} is a {kind(block[last])}, got {text!r}')
-    if not isinstance(value, list):
-        block[last] = value
+    if name not in params:
+        raise ValueError(f'{file} has no parameter {name}')
+    value = text if kind(params[name]) == 'text' else yaml.load(text)
+    if value is None or isinstance(value, dict) or kind(value) != kind(params[name]):
+        raise ValueError(f'{name} is a {kind(params[name])}, got {text!r}')
+    if isinstance(value, list):
+        params[name][:] = list(value)
     else:
-        block[last][:] = list(value)
+        params[name] = value
 
 
-def options(params):
+def options():
     "What `python -m bcss_nb.training.train` is told about a run besides model, seed and folders."
-    for name, value in dict(
-        params['train'], budget=params['budget'], track=params['track'], group=params['group']
-    ).items():
+    run = yaml.load(Path(RUN))
+    values = dict(yaml.load(Path(TRAIN)), **{name: run[name] for name in ('budget', 'track', 'group')})
+    for name, value in values.items():
         yield f'--{"" if value else "no-"}{name}' if isinstance(value, bool) else f'--{name}={value}'
 
 
 def main(args):
     "Command line."
-    params = yaml.load(FILE)
     if args == ['--options']:
-        print(*options(params), sep='\n')
+        print(*options(), sep='\n')
         return
+    files = {}
     try:
         for arg in args:
-            change(params, *arg.split('=', 1))
-    except ValueError as e:
-        sys.exit(str(e))
-    yaml.dump(params, FILE)
+            name, _, text = arg.partition('=')
+            file, _, name = name.rpartition(':')
+            file = file or RUN
+            if not Path(file).is_file():
+                raise ValueError(f'there is no file of parameters {file}')
+            if file not in files:
+                files[file] = yaml.load(Path(file))
+            change(files[file], name, text, file)
+    except ValueError as error:
+        sys.exit(str(error))
+    for file, params in files.items():
+        yaml.dump(params, Path(file))
 
 
 if __name__ == '__main__':

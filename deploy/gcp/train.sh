@@ -24,7 +24,7 @@ attend() {
 
 # a mount may show only folders that were made as such
 mkdir -p "$run/runs" "$mount/data/raw" "$mount/data/processed" || { echo "$run cannot be made: is the bucket mounted at $mount, and may this account write to it?" >&2; exit 1; }
-if [ -e "$run/params.yaml" ]; then cp "$run/params.yaml" .; fi
+if [ -e "$run/params.yaml" ]; then cp -r "$run/params.yaml" "$run/params" .; fi
 read -ra more <<<"${PARAMS:-}"
 python "$here/params.py" "source=$SOURCE" "raw=$RAW" "models=[$MODELS]" "budget=$BUDGET" "seeds=[$SEEDS]" ${more[@]+"${more[@]}"}
 cluster=$(python "$here/cluster.py")
@@ -40,7 +40,7 @@ if [ $((nodes * devices)) -gt 1 ]; then
     attend torchrun --nnodes "$nodes" --node-rank "$rank" --master-addr "$address" --master-port "$port" --nproc-per-node "$devices" \
       -m bcss_nb.training.train --model "$model" --seed "$seed" --data "$PWD/data/processed" --out "$run/runs/$model/$seed" "${options[@]}"
   done; done
-  if [ "$rank" = 0 ]; then cp params.yaml "$run/"; fi
+  if [ "$rank" = 0 ]; then cp -r params.yaml params "$run/"; fi
   exit
 fi
 
@@ -54,4 +54,4 @@ rm -rf runs
 ln -s "$run/runs" runs
 dvc repro report export
 dvc push
-cp -r reports exports params.yaml dvc.lock "$run/"
+cp -r reports exports params.yaml params dvc.lock "$run/"
