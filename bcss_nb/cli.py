@@ -23,7 +23,7 @@ def home_path(text: str) -> Path:
 
 def add_predict(p):
     "Arguments of `bcss predict`."
-    from bcss_nb.inference.postprocess import LEAST, SIMPLIFY
+    from bcss_nb.inference.postprocess import MIN_REGION_UM2, SIMPLIFY_UM
 
     p.add_argument(
         'pictures',
@@ -61,13 +61,13 @@ def add_predict(p):
     p.add_argument(
         '--least',
         type=float,
-        default=LEAST,
+        default=MIN_REGION_UM2,
         help='smaller regions join their neighbour, square micrometres (default: %(default)s)',
     )
     p.add_argument(
         '--simplify',
         type=float,
-        default=SIMPLIFY,
+        default=SIMPLIFY_UM,
         help='tolerance of outlines, micrometres; 0 keeps every pixel (default: %(default)s)',
     )
     p.add_argument('--probabilities', dest='prob', action='store_true', help='write an OME-Zarr of probabilities too')
@@ -95,7 +95,7 @@ def do_predict(a) -> int:  # how many pictures failed
     check_ranges(vars(a), PREDICT_RANGES, as_option)
     place = find_place()
     from bcss_nb.inference.engines import open_engine
-    from bcss_nb.inference.discovery import find_pictures
+    from bcss_nb.inference.discovery import find_images
     from bcss_nb.inference.batch import predict_files
 
     options = {
@@ -107,7 +107,7 @@ def do_predict(a) -> int:  # how many pictures failed
     device = f'cuda:{place.local_rank}' if shared else a.device
     engine = open_engine(a.model, a.engine, device, a.threads)
     return predict_files(
-        find_pictures(a.pictures, a.recursive), engine, a.out, progress=sys.stderr.isatty(), roots=a.pictures, **options
+        find_images(a.pictures, a.recursive), engine, a.out, progress=sys.stderr.isatty(), roots=a.pictures, **options
     )
 
 
@@ -141,11 +141,11 @@ def do_export(a) -> int:
 
     check_replaceable(a.out, EXPORTED_MODEL, (a.run, a.data))
     import pandas as pd
-    from bcss_nb.data.dataset import load_set
+    from bcss_nb.data.dataset import load_dataset
     from bcss_nb.serving.export import export_run
 
     print(
-        pd.DataFrame(export_run(a.run.absolute(), load_set(a.data.absolute()), a.out.absolute(), a.tiles, a.engine))
+        pd.DataFrame(export_run(a.run.absolute(), load_dataset(a.data.absolute()), a.out.absolute(), a.tiles, a.engine))
         .round(4)
         .to_string(index=False)
     )

@@ -9,17 +9,17 @@ __all__ = ['DEMO_MODEL', 'is_trained_on', 'demo_runs', 'demo_evaluations', 'demo
 import json
 from pathlib import Path
 
-from .core.files import from_root, locked, write_json
-from .data.dataset import TileSet
+from .core.files import project_path, process_lock, write_json
+from .data.dataset import TileDataset
 from .evaluation.evaluations import evaluate_runs, load_evaluation
-from .training.run_state import code_id
+from .training.run_state import source_hash
 from .training.train import fit
 from .training.trainer import Trainer
 
 # %% ../nbs/91_demo.ipynb #demom-05
 def is_trained_on(
     run_dir: Path,
-    dataset: TileSet,
+    dataset: TileDataset,
 ) -> bool:
     "Whether a folder holds a finished training on exactly this data."
     record = json.loads((run_dir / 'train.json').read_text()) if (run_dir / 'train.json').exists() else {}
@@ -28,17 +28,17 @@ def is_trained_on(
 
 def demo_runs(
     model: str,  # 'unet' or 'unetr'
-    dataset: TileSet,
+    dataset: TileDataset,
     seeds: tuple[int, ...] = (42, 43, 44),  # of the pipeline
     num_steps: int = 30,  # of the short trainings, two at most
     batch_size: int = 4,
 ) -> list[Path]:  # one folder per seed
     "The pipeline's trainings on this data, or short ones; notebooks that run side by side wait for each other."
-    pipeline = [from_root(f'runs/{model}/{seed}') for seed in seeds]
+    pipeline = [project_path(f'runs/{model}/{seed}') for seed in seeds]
     if all(is_trained_on(run_dir, dataset) for run_dir in pipeline):
         return pipeline
-    short = [from_root(f'runs/smoke/{model}/{seed}') for seed in (1, 2)[: len(seeds)]]
-    with locked(short[0].parent):
+    short = [project_path(f'runs/smoke/{model}/{seed}') for seed in (1, 2)[: len(seeds)]]
+    with process_lock(short[0].parent):
         for run_dir in short:
             if not is_trained_on(run_dir, dataset):
                 trainer = Trainer(dataset, model, steps=num_steps, batch=batch_size, seed=int(run_dir.name))
@@ -47,14 +47,14 @@ def demo_runs(
 
 # %% ../nbs/91_demo.ipynb #demom-13
 def demo_evaluations(
-    dataset: TileSet,
+    dataset: TileDataset,
     models: tuple[str, ...] = ('unet',),
     seeds: tuple[int, ...] = (42, 43, 44),  # of the pipeline
 ) -> list[tuple]:  # of each model the record and the counts, see `load_evaluation`
     "Return evaluations of the demonstration models; made where they are missing or from an older version."
-    reports = from_root('runs/smoke/reports')
-    code = code_id(('core', 'data', 'models', 'training', 'evaluation'))
-    with locked(f'{reports}.made'):
+    reports = project_path('runs/smoke/reports')
+    code = source_hash(('core', 'data', 'models', 'training', 'evaluation'))
+    with process_lock(f'{reports}.made'):
         for model in models:
             runs = demo_runs(model, dataset, seeds)
             made_from = ' '.join([code, dataset.manifest['id'], *(f'{run} {run.stat().st_mtime_ns}' for run in runs)])
@@ -69,15 +69,15 @@ DEMO_MODEL = 'runs/smoke/export'  # from the root of the project
 
 
 def demo_export(
-    dataset: TileSet,
+    dataset: TileDataset,
     out: str = DEMO_MODEL,
 ) -> Path:  # folder of the exported model
     "A UNet of `demo_runs`, exported once for this data."
     from bcss_nb.inference.engines import read_manifest
     from bcss_nb.serving.export import export_run
 
-    folder = from_root(out)
-    with locked(folder):
+    folder = project_path(out)
+    with process_lock(folder):
         if not (folder / 'reference.json').exists() or read_manifest(folder)['data'] != dataset.manifest['id']:
             export_run(demo_runs('unet', dataset)[0], dataset, folder, tiles=16)
     return folder

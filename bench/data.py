@@ -31,14 +31,14 @@ from monai.transforms import (
 from PIL import Image
 
 from bcss_nb.core.labels import get_schema
-from bcss_nb.data.augment import draw_colour
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.loader import Stream
-from bcss_nb.data.packing import pack
+from bcss_nb.data.augment import sample_stain_jitter
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.loader import TrainLoader
+from bcss_nb.data.packing import pack_tiles
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
-from bcss_nb.data.sources import find_root, index_source
-from bcss_nb.data.tile_checks import Rules
+from bcss_nb.data.sources import detect_layout, index_pairs
+from bcss_nb.data.tile_checks import TileRules
 
 
 class RandStain(RandomizableTransform):
@@ -54,7 +54,7 @@ class RandStain(RandomizableTransform):
         return super().set_random_state(seed, state)
 
     def __call__(self, data):
-        mix = draw_colour(1, self.gen, self.strength, 0)[0][0]
+        mix = sample_stain_jitter(1, self.gen, self.strength, 0)[0][0]
 
         def jitter(x):
             return (mix @ x.clamp(min=1 / 255).log_().reshape(3, -1)).exp_().view_as(x)
@@ -132,22 +132,24 @@ if __name__ == '__main__':
     home = Path(tempfile.mkdtemp())
     try:
         raw = make_sample(home / 'raw', patients=a.patients)
-        root, src, layout = find_root(raw, 'sample')
-        pairs, _ = index_source(root, layout)
+        root, src, layout = detect_layout(raw, 'sample')
+        pairs, _ = index_pairs(root, layout)
 
         def rules(deep):
-            return Rules(get_schema('kaggle3'), deep=deep)
+            return TileRules(get_schema('kaggle3'), deep=deep)
 
         n, seconds = len(pairs), {}
         seconds['decode every PNG once (Pillow)'] = best(lambda d: decode(pairs, a.workers), a.repeat)
-        seconds['prepare: basic checks, packing'] = best(lambda d: pack(pairs, d, rules(False), a.workers), a.repeat)
-        seconds['prepare: with deep checks'] = best(lambda d: pack(pairs, d, rules(True), a.workers), a.repeat)
-        seconds['prepare: the same, to the temporary folder'] = best(
-            lambda d: pack(pairs, d, rules(True), a.workers), a.repeat, None
+        seconds['prepare: basic checks, packing'] = best(
+            lambda d: pack_tiles(pairs, d, rules(False), a.workers), a.repeat
         )
-        ts = load_set(prepare('sample', raw, home / 'set', val=0.0))
+        seconds['prepare: with deep checks'] = best(lambda d: pack_tiles(pairs, d, rules(True), a.workers), a.repeat)
+        seconds['prepare: the same, to the temporary folder'] = best(
+            lambda d: pack_tiles(pairs, d, rules(True), a.workers), a.repeat, None
+        )
+        ts = load_dataset(prepare('sample', raw, home / 'set', val=0.0))
         rows = ts.part('train')
-        stream = Stream(ts, rows, a.batch, stain=0.2, light=0.2, mix=0.0)
+        stream = TrainLoader(ts, rows, a.batch, stain=0.2, light=0.2, mix=0.0)
         rates = {'bcss_nb batches': drain(lambda: islice(stream, len(rows) // a.batch), 10_000, a.batch)}
         files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
         data = [files[t] for t in ts.tiles.tile[rows]]

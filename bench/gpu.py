@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from bcss_nb.models.registry import build_model, cost
+from bcss_nb.models.registry import build_model, model_cost
 from bcss_nb.training.provenance import peak_memory
 
 
@@ -52,7 +52,7 @@ if __name__ == '__main__':
         for name in a.models.split(','):
             r = compare(name, d, a.batch, a.steps, a.rounds, a.workers, 'cuda', compile=a.compile)
             r['share_of_matrix_rate'] = round(
-                3 * cost(build_model(name, len(ts.schema.classes)))['gmacs'] * 1e9 * r['ours_tiles_s'] / rate, 3
+                3 * model_cost(build_model(name, len(ts.schema.classes)))['gmacs'] * 1e9 * r['ours_tiles_s'] / rate, 3
             )
             r['peak_memory_gib'] = peak_memory(torch.device('cuda'))
             torch.cuda.reset_peak_memory_stats()

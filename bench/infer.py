@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.demo import demo_runs
-from bcss_nb.inference.engines import ENGINES, TorchEngine, as_input, open_engine
+from bcss_nb.inference.engines import ENGINES, TorchEngine, to_nchw_float, open_engine
 from bcss_nb.models.checkpoint import load_checkpoint
 from bcss_nb.serving.export import export_run
 from bcss_nb.training.provenance import device_name
@@ -35,7 +35,7 @@ def eager(run):
 
     def call(x):
         with torch.inference_mode():
-            return net(torch.from_numpy(as_input(x))).numpy()
+            return net(torch.from_numpy(to_nchw_float(x))).numpy()
 
     return call
 
@@ -47,7 +47,7 @@ def compiled(run):
 
     def call(x):
         with torch.inference_mode():
-            return fast(torch.from_numpy(as_input(x))).numpy()
+            return fast(torch.from_numpy(to_nchw_float(x))).numpy()
 
     try:
         call(np.zeros((1, 224, 224, 3), np.uint8))
@@ -64,7 +64,7 @@ if __name__ == '__main__':
     p.add_argument('--rounds', type=int, default=5)
     a = p.parse_args()
     warnings.simplefilter('ignore')
-    ts = load_set(Path(a.data).absolute() if a.data else smoke_set())
+    ts = load_dataset(Path(a.data).absolute() if a.data else sample_dataset())
     run = (a.run or demo_runs('unet', ts)[0]).absolute()
     with tempfile.TemporaryDirectory() as d:
         table = {t['engine']: t for t in export_run(run, ts, Path(d) / 'model', tiles=32)}

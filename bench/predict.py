@@ -23,13 +23,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from bcss_nb.core.labels import encode, get_schema
+from bcss_nb.core.labels import codes_to_labels, get_schema
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.engines import open_engine
 from bcss_nb.inference.outputs import predict_file
-from bcss_nb.inference.prediction import predict
-from bcss_nb.inference.readers import Picture, open_picture
-from bcss_nb.inference.windows import starts
+from bcss_nb.inference.prediction import predict_image
+from bcss_nb.inference.readers import SlideReader, open_slide
+from bcss_nb.inference.windows import window_origins
 from bcss_nb.training import metrics
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data')) / 'roi'
@@ -39,12 +39,12 @@ def region():
     "A picture, and its labels (bcss3)."
     for path in sorted((REAL / 'rgbs_colorNormalized').glob('*.png')):
         return (
-            open_picture(path),
-            encode(np.array(Image.open(REAL / 'masks' / path.name)), get_schema('bcss3')),
+            open_slide(path),
+            codes_to_labels(np.array(Image.open(REAL / 'masks' / path.name)), get_schema('bcss3')),
             f'real region {path.name[:12]}',
         )
     _, image, codes = simulate_roi(2, shape=(2418, 3391))
-    return Picture(image), encode(codes, get_schema('bcss3')), 'simulated region'
+    return SlideReader(image), codes_to_labels(codes, get_schema('bcss3')), 'simulated region'
 
 
 def dice(pred, truth):
@@ -71,10 +71,10 @@ def speed(model):
     plain.precision = 'f32'
 
     def count(w, s):
-        return len(starts(p.width, w, s)) * len(starts(p.height, w, s))
+        return len(window_origins(p.width, w, s)) * len(window_origins(p.height, w, s))
 
     stock = bare(plain, 224, 16) * count(224, 112)
-    dense = dice(predict(p, engine, 224, 32).label, truth)
+    dense = dice(predict_image(p, engine, 224, 32).label, truth)
     print(
         f'{what}, {p.width}x{p.height}, {engine.model}, {engine.name}; bare float32 net on 224 pixels, 112 apart: '
         f'{stock:.2f} s; densest overlap: Dice {dense.round(4)}'
@@ -85,7 +85,9 @@ def speed(model):
     )
     found = {}
     for w, s in ((224, 160), (512, 448), (512, 384), (1024, 896)):
-        every = np.stack([p.read(x, y, w, w) for y in starts(p.height, w, s) for x in starts(p.width, w, s)])
+        every = np.stack(
+            [p.read(x, y, w, w) for y in window_origins(p.height, w, s) for x in window_origins(p.width, w, s)]
+        )
         batch, alone, runs = max(1, 2**20 // w**2), [], []
         for i in range(10):  # the net on the same windows before and after each run, since machines change their pace
             start = time.perf_counter()
@@ -93,7 +95,7 @@ def speed(model):
                 engine(every[k : k + batch])
             alone.append(time.perf_counter() - start)
             if i < 9:
-                runs.append(predict(p, engine, w, s))
+                runs.append(predict_image(p, engine, w, s))
         m = min(runs, key=lambda m: m.seconds)
         found[w, s] = dict(
             share=float(np.median([(a + b) / 2 / r.seconds for a, b, r in zip(alone, alone[1:], runs)])),

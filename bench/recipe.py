@@ -25,12 +25,12 @@ from monai.networks.nets import UNet
 from PIL import Image
 
 from bcss_nb.core.files import seed_everything
-from bcss_nb.data.dataset import TileSet, load_set
-from bcss_nb.data.prepare import prepare, smoke_set
+from bcss_nb.data.dataset import TileDataset, load_dataset
+from bcss_nb.data.prepare import prepare, sample_dataset
 from bcss_nb.data.simulator import SITES, simulate_roi
 from bcss_nb.training.metrics import confusion, dice
-from bcss_nb.training.tile_predictions import predict
-from bcss_nb.training.trainer import Trainer, progress, tick, train_step
+from bcss_nb.training.tile_predictions import predict_tiles
+from bcss_nb.training.trainer import Trainer, budget_fraction, update_elapsed, train_step
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
 OUT = Path('reports/bench/recipe.csv')
@@ -52,12 +52,14 @@ VARIANTS = {
 
 def real_set(folder):
     "Real tiles: one patient to train on, another to test."
-    return load_set(prepare('kaggle224', REAL / 'kaggle224' / 'BCSS', folder, test_patients='TCGA-A1-A0SK', val=0.0))
+    return load_dataset(
+        prepare('kaggle224', REAL / 'kaggle224' / 'BCSS', folder, test_patients='TCGA-A1-A0SK', val=0.0)
+    )
 
 
 def one_patient(hospital, tiles=(10, 15)):
     "The sample's held-out hospitals, and 150 tiles of one simulated patient of another hospital to train on."
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     test, (down, across), side = ts.part('test'), tiles, ts.manifest['tile']
     name, image, codes = simulate_roi(17 * len(SITES) + hospital, shape=(down * side, across * side))
 
@@ -80,7 +82,7 @@ def one_patient(hospital, tiles=(10, 15)):
             ts.tiles.iloc[test],
         ]
     )
-    return TileSet(
+    return TileDataset(
         table.reset_index(drop=True),
         np.concatenate([cut(image), ts.images[test]]),
         np.concatenate([cut(labels), ts.labels[test]]),
@@ -103,9 +105,9 @@ def trained(ts, seed, turn=True, dye=0.15, **config):
     t = Trainer(ts, 'unet-s', seed=seed, **config)
     t.stream.kwargs.update(turn=turn, dye=dye)
     t.clock = time.time()
-    while progress(t) < 1:
+    while budget_fraction(t) < 1:
         train_step(t)
-        tick(t)
+        update_elapsed(t)
     return t.ema.module if t.ema else t.raw, t.step
 
 
@@ -148,7 +150,9 @@ def judge(net, ts):
         zip(
             ts.schema.classes,
             dice(
-                confusion(torch.from_numpy(ts.labels[rows]), predict(net, ts, rows), len(ts.schema.classes)).numpy()
+                confusion(
+                    torch.from_numpy(ts.labels[rows]), predict_tiles(net, ts, rows), len(ts.schema.classes)
+                ).numpy()
             ).tolist(),
         )
     )
@@ -170,7 +174,7 @@ def record(data, variant, seed, ts, third, make, **config):
     row['mean'] = round(float(np.nanmean([row[c] for c in ts.schema.classes])), 4)
     row['tumor_stroma'] = round((row['tumor'] + row['stroma']) / 2, 4)
     if third:
-        tumor = predict(net, TileSet(ts.tiles, *third, ts.schema, ts.manifest), np.arange(len(third[0]))) == 1
+        tumor = predict_tiles(net, TileDataset(ts.tiles, *third, ts.schema, ts.manifest), np.arange(len(third[0]))) == 1
         row['third_tumor'] = round(float(dice(confusion(torch.from_numpy(third[1]), tumor.byte(), 2).numpy())[1]), 4)
     old = pd.read_csv(OUT) if OUT.exists() else pd.DataFrame()
     OUT.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +191,7 @@ if __name__ == '__main__':
     p.add_argument('--minutes', type=float, default=4.0, help='of confirm')
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        ts = load_set(smoke_set()) if a.what in ('sample', 'one') else real_set(d)
+        ts = load_dataset(sample_dataset()) if a.what in ('sample', 'one') else real_set(d)
         third = third_patient() if a.what in ('real', 'confirm') else None
         for seed in range(4 if a.what == 'one' else a.seeds):
             if a.what == 'one':

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
 from predict import region as whole_region  # noqa: E402
 from shared_serve import memory, service  # noqa: E402
 
-from bcss_nb.inference.engines import cores  # noqa: E402
+from bcss_nb.inference.engines import available_cores  # noqa: E402
 
 
 def encoded(pixels, kind):
@@ -160,7 +160,7 @@ if __name__ == '__main__':
     p.add_argument('--workers', type=int, default=0, help='0: one a core')
     p.add_argument('--waiting', type=int, default=2)
     a = p.parse_args()
-    model, workers = str(Path(a.model).absolute()), a.workers or cores()
+    model, workers = str(Path(a.model).absolute()), a.workers or available_cores()
     about, (p, _, what) = json.loads(Path(model, 'model.json').read_text()), whole_region()
     region = np.ascontiguousarray(p.read(1200, 700, 1024, 1024))
     tile = np.ascontiguousarray(region[400:624, 400:624])

@@ -20,10 +20,10 @@ from monai.data import CacheDataset, DataLoader
 from monai.losses import DiceCELoss
 from torch import nn
 
-from bcss_nb.data.dataset import load_set
+from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
-from bcss_nb.data.sources import find_root, index_source
+from bcss_nb.data.sources import detect_layout, index_pairs
 from bcss_nb.models.registry import build_model
 from bcss_nb.models.unet import SharedPReLU
 from bcss_nb.training.trainer import Trainer, train_step
@@ -94,8 +94,8 @@ def sample_set(folder, patients=24):
     raw = f'{folder}/raw'
     if not os.path.exists(raw):
         prepare('sample', make_sample(raw, patients=patients), f'{folder}/set', val=0.0, deep=False)
-    ts = load_set(f'{folder}/set')
-    pairs, _ = index_source(*find_root(raw, 'sample')[::2])
+    ts = load_dataset(f'{folder}/set')
+    pairs, _ = index_pairs(*detect_layout(raw, 'sample')[::2])
     files = {t.name.removesuffix('.png'): dict(image=str(t.image), label=str(t.mask)) for t in pairs.itertuples()}
     return ts, [files[t] for t in ts.tiles.tile[ts.part('train')]]
 

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.demo import demo_export, demo_runs
 
 # a job in the background inherits that Ctrl-C is ignored, and so would every process that a test starts
@@ -14,7 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope='session')
 def ts():
-    return load_set(smoke_set())
+    return load_dataset(sample_dataset())
 
 
 @pytest.fixture(scope='session')

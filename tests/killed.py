@@ -24,8 +24,8 @@ os.environ['JE_ARROW_MALLOC_CONF'] = 'background_thread:false'  # pyarrow's allo
 
 import torch  # noqa: E402
 
-from bcss_nb.data.dataset import load_set  # noqa: E402
-from bcss_nb.data.prepare import smoke_set  # noqa: E402
+from bcss_nb.data.dataset import load_dataset  # noqa: E402
+from bcss_nb.data.prepare import sample_dataset  # noqa: E402
 from bcss_nb.models import checkpoint  # noqa: E402
 from bcss_nb.training.train import fit  # noqa: E402
 from bcss_nb.training.trainer import Trainer  # noqa: E402
@@ -68,7 +68,7 @@ def start(out, config, how=None, turn=0):
     torch.set_num_threads(THREADS)
     if how:
         die_while_saving(how, turn)
-    fit(Trainer(load_set(smoke_set()), **config), out, save_minutes=0)
+    fit(Trainer(load_dataset(sample_dataset()), **config), out, save_minutes=0)
     os._exit(0)
 
 

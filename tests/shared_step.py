@@ -5,15 +5,15 @@ import sys
 
 import torch
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.training.distributed import make_fabric
 from bcss_nb.training.trainer import Trainer, validate
 
 if __name__ == '__main__':
     out, model, accumulate, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
     t = Trainer(
-        load_set(smoke_set()),
+        load_dataset(sample_dataset()),
         model,
         make_fabric(precision, 'cpu'),
         batch=4,

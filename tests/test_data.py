@@ -16,11 +16,11 @@ from PIL import Image
 from scipy import ndimage as ndi
 
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import load_set
+from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
-from bcss_nb.data.sources import find_root
-from bcss_nb.data.tiling import Cut
+from bcss_nb.data.sources import detect_layout
+from bcss_nb.data.tiling import TilingConfig
 
 ROOT = Path(__file__).parent.parent
 REAL = (ROOT / os.environ.get('BCSS_REAL', '../shared/data')).resolve()
@@ -108,7 +108,7 @@ def test_bad_file_is_set_aside_with_its_reason(raw, tmp_path, which, damage, rea
     out = prepare('kaggle224', raw, tmp_path / 'out', test_sites='OL')
     aside = pd.read_csv(out / 'quarantine.csv')
     assert len(aside) == 1 and reason in aside.reason[0] and aside.tile[0].startswith(bad.name[:20])
-    assert load_set(out).manifest['counts'] == dict(found=12, kept=11, quarantined=1)
+    assert load_dataset(out).manifest['counts'] == dict(found=12, kept=11, quarantined=1)
     with pytest.raises(ValueError, match=bad.name[:20]):
         prepare('kaggle224', raw, tmp_path / 'out', test_sites='OL', strict=True)
 
@@ -118,7 +118,7 @@ def test_strict_names_the_file_and_keeps_the_old_set(raw, tmp_path):
     truncate(image(raw))
     with pytest.raises(ValueError, match=image(raw).name):
         prepare('kaggle224', raw, out, test_sites='OL', strict=True)
-    assert len(load_set(out).tiles) == 12 and sorted(p.name for p in tmp_path.iterdir()) == ['out', 'raw']
+    assert len(load_dataset(out).tiles) == 12 and sorted(p.name for p in tmp_path.iterdir()) == ['out', 'raw']
 
 
 @pytest.mark.parametrize(
@@ -153,22 +153,22 @@ def test_strict_refuses_copies_too(raw, tmp_path):
         shutil.copy(raw / 'BCSS' / f / image(raw).name, raw / 'BCSS' / f / image(raw).name.replace('DX1', 'DX2'))
     with pytest.raises(ValueError, match='DX2.*same pixels as'):
         prepare('kaggle224', raw, tmp_path / 'out', test_sites='OL', strict=True)
-    assert load_set(prepare('kaggle224', raw, tmp_path / 'out', test_sites='OL')).manifest['counts'] == dict(
+    assert load_dataset(prepare('kaggle224', raw, tmp_path / 'out', test_sites='OL')).manifest['counts'] == dict(
         found=13, kept=12, quarantined=1
     )
 
 
 def test_no_patient_in_two_parts(raw, tmp_path):
     for seed in range(5):
-        tiles = load_set(prepare('kaggle224', raw, tmp_path / 'out', seed=seed)).tiles
+        tiles = load_dataset(prepare('kaggle224', raw, tmp_path / 'out', seed=seed)).tiles
         assert (tiles.groupby('patient').split.nunique() == 1).all()
         assert set(tiles.split) == {'train', 'val', 'test'} and set(tiles.site[tiles.split == 'test']) == {'OL'}
 
 
 def test_sample_layouts_agree_and_seed_counts(tmp_path):
     a, b = (make_sample(tmp_path / n, patients=12, seed=s) for n, s in (('a', 0), ('b', 1)))
-    tiles = load_set(prepare('roi', a / 'roi', tmp_path / 'roi', test_sites='H5'))
-    kaggle = load_set(prepare('sample', a, tmp_path / 'kaggle'))
+    tiles = load_dataset(prepare('roi', a / 'roi', tmp_path / 'roi', test_sites='H5'))
+    kaggle = load_dataset(prepare('sample', a, tmp_path / 'kaggle'))
     both = kaggle.tiles.merge(tiles.tiles.reset_index(), on='tile')
     assert len(both) == len(kaggle.tiles)
     for i, j in zip(range(len(both)), both['index']):
@@ -249,12 +249,12 @@ def test_one_of_each_bad_file(kaggle, tmp_path):
     aside = findings[(findings.done == 'set aside') & ~findings.reason.str.contains('unlabelled')]
     found = {n.removesuffix('.png') if n.endswith('size224.png') else n: r for n, r in zip(aside.name, aside.reason)}
     assert found.keys() == bad.keys() and all(bad[n] in r for n, r in found.items())
-    kept, before = set(load_set(out, verify=True).tiles.tile), set(load_set(whole).tiles.tile)
+    kept, before = set(load_dataset(out, verify=True).tiles.tile), set(load_dataset(whole).tiles.tile)
     assert kept == (before - bad.keys()) | {near.removesuffix('.png')}
     assert findings.reason[findings.done == 'kept'].str.contains('looks like').sum() == 1
     with pytest.raises(ValueError, match='train'):
         prepare('kaggle224', kaggle, out, strict=True, **HOLD)
-    assert set(load_set(out).tiles.tile) == kept
+    assert set(load_dataset(out).tiles.tile) == kept
 
 
 def test_copies_do_not_cross_parts(kaggle, tmp_path):
@@ -267,7 +267,7 @@ def test_copies_do_not_cross_parts(kaggle, tmp_path):
     out = prepare('kaggle224', kaggle, tmp_path / 'out', val=0.0, **HOLD)
     row = pd.read_csv(out / 'findings.csv').set_index('name').loc[[one[:-4]]].iloc[0]
     assert row.done == 'set aside' and test[:-4] in row.reason and '(test)' in row.reason
-    ts = load_set(out, verify=True)
+    ts = load_dataset(out, verify=True)
     assert test[:-4] in set(ts.tiles.tile) and one[:-4] not in set(ts.tiles.tile)
     i = ts.tiles.index[ts.tiles.tile == test[:-4]][0]
     assert (ts.images[i] == np.asarray(Image.open(train / test))).all()
@@ -310,8 +310,8 @@ def as512(sample, out):
 def test_kaggle512_is_cut_cropped_or_kept(sample, tmp_path):
     raw = as512(sample, tmp_path / 'raw')
     cut, crop, whole = (
-        load_set(prepare('auto', raw, tmp_path / n, cut=c, **HOLD))
-        for n, c in (('cut', Cut()), ('crop', Cut(crop=True)), ('whole', Cut(size=512)))
+        load_dataset(prepare('auto', raw, tmp_path / n, cut=c, **HOLD))
+        for n, c in (('cut', TilingConfig()), ('crop', TilingConfig(crop=True)), ('whole', TilingConfig(size=512)))
     )
     assert (
         (len(cut.tiles), len(crop.tiles), len(whole.tiles)) == (96, 24, 24)
@@ -326,7 +326,7 @@ def test_kaggle512_is_cut_cropped_or_kept(sample, tmp_path):
     for r in (0, 224):
         for c in (0, 224):
             assert (cut.images[at[t.slide, t.row + r, t.col + c]] == whole.images[0][r : r + 224, c : c + 224]).all()
-    merged = load_set(
+    merged = load_dataset(
         prepare('kaggle224', as_both(sample, raw, tmp_path), tmp_path / 'k', **HOLD)
     )  # raw codes from the 512 tiles
     assert merged.manifest['counts']['kept'] == len(merged.tiles)
@@ -337,20 +337,20 @@ def as_both(sample, raw512, tmp_path):
     both = Path(shutil.copytree(sample / 'kaggle224', tmp_path / 'both'))
     shutil.copytree(raw512 / 'BCSS_512', both / 'BCSS_512')
     with pytest.raises(ValueError, match='more than one layout .kaggle224, kaggle512.'):
-        find_root(both, 'auto')
+        detect_layout(both, 'auto')
     return both
 
 
 @pytest.mark.parametrize('inside', ['', 'archive/', 'a/b/'])
 def test_a_zip_is_read_as_it_is(kaggle, tmp_path, inside):
-    folder = load_set(prepare('kaggle224', kaggle, tmp_path / 'folder', **HOLD))
+    folder = load_dataset(prepare('kaggle224', kaggle, tmp_path / 'folder', **HOLD))
     with zipfile.ZipFile(tmp_path / 'archive.zip', 'w') as z:
         for p in sorted(kaggle.rglob('*.png')):
             z.write(p, inside + str(p.relative_to(kaggle)))
     (tmp_path / 'only').mkdir()
     shutil.copy(tmp_path / 'archive.zip', tmp_path / 'only')
     for raw in (tmp_path / 'archive.zip', tmp_path / 'only'):
-        zipped = load_set(prepare('auto', raw, tmp_path / 'zipped', **HOLD), verify=True)
+        zipped = load_dataset(prepare('auto', raw, tmp_path / 'zipped', **HOLD), verify=True)
         assert zipped.manifest['source'] == 'kaggle224' and zipped.manifest['id'] == folder.manifest['id']
     data = (tmp_path / 'archive.zip').read_bytes()
     (tmp_path / 'cut.zip').write_bytes(data[: len(data) // 2])
@@ -359,7 +359,7 @@ def test_a_zip_is_read_as_it_is(kaggle, tmp_path, inside):
 
 
 def test_padding_contradicts_nothing(sample, tmp_path):
-    out = prepare('kaggle224', sample / 'kaggle224', tmp_path / 'out', cut=Cut(size=256, edge='pad'), **HOLD)
+    out = prepare('kaggle224', sample / 'kaggle224', tmp_path / 'out', cut=TilingConfig(size=256, edge='pad'), **HOLD)
     assert not pd.read_csv(out / 'findings.csv').reason.str.contains('contradicts').any()
 
 
@@ -384,8 +384,8 @@ def test_the_folder_named_is_the_folder_read(kaggle, tmp_path):
     new.mkdir()
     (new / 'half.zip').write_bytes(b'PK')
     with pytest.raises(FileNotFoundError, match='holds none of the layouts'):
-        find_root(new, 'auto')
-    assert find_root(kaggle / 'BCSS', 'auto')[0] == kaggle
+        detect_layout(new, 'auto')
+    assert detect_layout(kaggle / 'BCSS', 'auto')[0] == kaggle
 
 
 def test_nothing_but_a_prepared_set_is_replaced(kaggle, tmp_path):
@@ -406,12 +406,12 @@ def test_edges_of_regions_follow_the_rule(sample, tmp_path):
             shutil.copy(p, one / f)
     h, w = np.asarray(Image.open(next((one / 'masks').iterdir()))).shape
     sets = {
-        n: load_set(prepare('roi', one, tmp_path / n, test_patients='SYNT-H1-0000', val=0.0, cut=c))
+        n: load_dataset(prepare('roi', one, tmp_path / n, test_patients='SYNT-H1-0000', val=0.0, cut=c))
         for n, c in (
-            ('drop', Cut()),
-            ('shift', Cut(edge='shift')),
-            ('pad', Cut(edge='pad')),
-            ('overlap', Cut(stride=112)),
+            ('drop', TilingConfig()),
+            ('shift', TilingConfig(edge='shift')),
+            ('pad', TilingConfig(edge='pad')),
+            ('overlap', TilingConfig(stride=112)),
         )
     }
     left = pd.read_csv(tmp_path / 'drop/findings.csv').query('done == "left out"')
@@ -426,7 +426,7 @@ def test_edges_of_regions_follow_the_rule(sample, tmp_path):
 
 def test_shipped_is_marked_leaky_everywhere(kaggle, tmp_path):
     out = prepare('kaggle224', kaggle, tmp_path / 'out', split='shipped')
-    ts = load_set(out)
+    ts = load_dataset(out)
     assert ts.manifest['split']['leaky'] and 'LEAKY' in ts.leak and 'Leaky' in (out / 'data_card.md').read_text()
     assert (
         set(ts.tiles.split) == {'train', 'test'}
@@ -434,14 +434,14 @@ def test_shipped_is_marked_leaky_everywhere(kaggle, tmp_path):
     )
     with pytest.raises(ValueError, match='needs the folders'):
         prepare('roi', make_sample(tmp_path / 's', patients=12) / 'roi', tmp_path / 'x', split='shipped')
-    assert load_set(prepare('kaggle224', kaggle, tmp_path / 'ok', **HOLD)).leak == ''
+    assert load_dataset(prepare('kaggle224', kaggle, tmp_path / 'ok', **HOLD)).leak == ''
 
 
 def test_killed_anywhere_a_rerun_completes(sample, tmp_path):
     "Ten kills at random moments; whatever lies under the final name is whole, and the next run needs no help."
     raw, out, fork = sample / 'kaggle224', tmp_path / 'out', multiprocessing.get_context('fork')
     start = time.time()
-    want = load_set(prepare('kaggle224', raw, tmp_path / 'want', **HOLD)).manifest['id']
+    want = load_dataset(prepare('kaggle224', raw, tmp_path / 'want', **HOLD)).manifest['id']
     span, rng = time.time() - start, np.random.default_rng(0)
     kills = cut_short = 0
     while kills < 10:
@@ -455,13 +455,13 @@ def test_killed_anywhere_a_rerun_completes(sample, tmp_path):
         else:
             span = min(span, time.time() - began)
         if out.exists():
-            assert load_set(out, verify=True).manifest['id'] == want
+            assert load_dataset(out, verify=True).manifest['id'] == want
             if not cut_short:
                 shutil.rmtree(out)
         else:
             cut_short += 1
     assert cut_short >= 1
-    assert load_set(prepare('kaggle224', raw, out, **HOLD), verify=True).manifest['id'] == want
+    assert load_dataset(prepare('kaggle224', raw, out, **HOLD), verify=True).manifest['id'] == want
     assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'want']
 
 
@@ -471,7 +471,7 @@ def test_an_old_set_survives_a_kill_between_the_renames(kaggle, tmp_path):
     truncate(next((kaggle / 'BCSS/train').iterdir()))
     with pytest.raises(ValueError):
         prepare('kaggle224', kaggle, out, strict=True, **HOLD)
-    load_set(out, verify=True)
+    load_dataset(out, verify=True)
 
 
 def test_a_cut_or_changed_array_is_noticed(kaggle, tmp_path):
@@ -480,10 +480,10 @@ def test_a_cut_or_changed_array_is_noticed(kaggle, tmp_path):
         f.seek(5000)
         f.write(b'\x07')
     with pytest.raises(ValueError, match='labels are not those'):
-        load_set(out, verify=True)
+        load_dataset(out, verify=True)
     os.truncate(out / 'images.npy', 1000)
     with pytest.raises(ValueError):
-        load_set(out)
+        load_dataset(out)
 
 
 def _peak(raw, out, queue):
@@ -510,7 +510,7 @@ def test_memory_does_not_grow_with_the_number_of_tiles(sample, tmp_path):
         p.start()
         peaks.append(queue.get(timeout=120))
         p.join()
-    tiles = load_set(tmp_path / 'out')
+    tiles = load_dataset(tmp_path / 'out')
     assert len(tiles.tiles) > 800 and peaks[1] - peaks[0] < 0.25 * tiles.images.nbytes / 1024, f'peaks in kB: {peaks}'
 
 
@@ -518,8 +518,10 @@ def test_memory_does_not_grow_with_the_number_of_tiles(sample, tmp_path):
 def test_kaggle_and_official_release_agree(tmp_path, capsys):
     """Same pixels, same labels: raw codes under bcss3, ignored pixels counted as other, against Kaggle's merged
     masks under kaggle3."""
-    kaggle = load_set(prepare('kaggle224', REAL / 'kaggle224', tmp_path / 'k', test_patients='TCGA-A1-A0SK', val=0.0))
-    roi = load_set(prepare('roi', REAL / 'roi', tmp_path / 'r'))
+    kaggle = load_dataset(
+        prepare('kaggle224', REAL / 'kaggle224', tmp_path / 'k', test_patients='TCGA-A1-A0SK', val=0.0)
+    )
+    roi = load_dataset(prepare('roi', REAL / 'roi', tmp_path / 'r'))
     both = kaggle.tiles.reset_index().merge(roi.tiles.reset_index(), on='tile', suffixes=('_kaggle', '_roi'))
     for i, j in zip(both.index_kaggle, both.index_roi):
         assert (kaggle.images[i] == roi.images[j]).all()
@@ -537,7 +539,7 @@ def test_kaggle_and_official_release_agree(tmp_path, capsys):
 
 @needs_real
 def test_real_tiles(tmp_path):
-    kaggle = load_set(
+    kaggle = load_dataset(
         prepare('kaggle224', REAL / 'kaggle224/BCSS', tmp_path / 'k', test_patients='TCGA-A1-A0SK', val=0)
     )
     assert (

@@ -9,14 +9,14 @@ import nbformat
 import pytest
 from PIL import Image
 
-from bcss_nb.core.files import from_root
+from bcss_nb.core.files import project_path
 
 pytest.importorskip('bs4', reason='make setup-dev installs what the site needs')
 
 
 def tool(name):
     "docs/NAME.py, under a name that no package has."
-    spec = importlib.util.spec_from_file_location(f'docs_{name}', from_root(f'docs/{name}.py'))
+    spec = importlib.util.spec_from_file_location(f'docs_{name}', project_path(f'docs/{name}.py'))
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -171,7 +171,7 @@ def test_every_public_name_has_its_row():
 
     import bcss_nb.core.labels as labels
 
-    for s in docments.symbols(from_root('bcss_nb/core/labels.py').read_text()):
+    for s in docments.symbols(project_path('bcss_nb/core/labels.py').read_text()):
         assert s.name in labels.__all__
         names = [n.lstrip('*') for row in s.rows for n in row[0].split(', ')]
         assert names == [p for p in inspect.signature(getattr(labels, s.name)).parameters if p != 'self'], s.name
@@ -211,7 +211,7 @@ def test_a_notebook_becomes_a_page(tmp_path):
     assert page.startswith('---\ntitle: "Tiny"\ndescription: "A chapter for a test."\n')
     assert 'secret' not in page and '#|' not in page and 'import os' not in page and 'default_exp' not in page
     assert (
-        '### `pick` { #pick .symbol }' in page
+        '### `choose` { #pick .symbol }' in page
         and '<td>a number</td>' in page
         and '??? source "Source"' in page
         and '    def pick(' in page

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.download import DownloadError, RoiServers, fetch, get_kaggle, get_roi
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.download import DownloadError, RoiEndpoints, download_file, download_kaggle, download_rois
 from bcss_nb.data.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
@@ -99,29 +99,29 @@ def server():
 )
 def test_a_moody_server_still_gives_the_whole_file(server, tmp_path, moods):
     server.moods['/file'] = moods
-    assert fetch(server.url + '/file', tmp_path / 'f', md5=MD5, wait=0.01).read_bytes() == DATA
+    assert download_file(server.url + '/file', tmp_path / 'f', md5=MD5, wait=0.01).read_bytes() == DATA
     assert [p.name for p in tmp_path.iterdir()] == ['f']
 
 
 def test_a_dropped_line_goes_on_where_it_stopped(server, tmp_path):
     server.moods['/file'] = ['drop']
-    fetch(server.url + '/file', tmp_path / 'f', wait=0.01)
+    download_file(server.url + '/file', tmp_path / 'f', wait=0.01)
     first, second = (r for _, r in server.asked)
     assert first is None and 0 < int(second[6:-1]) <= 100_000
     server.moods['/file'] = ['drop'] * 9
     with pytest.raises(DownloadError, match='Run the same command again'):
-        fetch(server.url + '/file', tmp_path / 'g', tries=2, wait=0.01)
+        download_file(server.url + '/file', tmp_path / 'g', tries=2, wait=0.01)
     assert (tmp_path / 'g.part').exists() and not (tmp_path / 'g').exists()
     server.moods['/file'] = []
-    assert fetch(server.url + '/file', tmp_path / 'g', md5=MD5).read_bytes() == DATA
+    assert download_file(server.url + '/file', tmp_path / 'g', md5=MD5).read_bytes() == DATA
 
 
 def test_what_stays_wrong_is_an_error_and_leaves_nothing(server, tmp_path):
     server.moods['/file'] = ['corrupt'] * 9
     with pytest.raises(DownloadError, match='arrived damaged .checksum'):
-        fetch(server.url + '/file', tmp_path / 'f', md5=MD5, tries=3, wait=0.01)
+        download_file(server.url + '/file', tmp_path / 'f', md5=MD5, tries=3, wait=0.01)
     with pytest.raises(DownloadError, match='404'):
-        fetch(server.url + '/gone', tmp_path / 'f', wait=0.01)
+        download_file(server.url + '/gone', tmp_path / 'f', wait=0.01)
     assert len(server.asked) == 4 and list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +150,7 @@ def release(server):
             ).encode(),
         }
     )
-    return RoiServers(server.url + '/bounds', server.url + '/article', server.url, 'folder')
+    return RoiEndpoints(server.url + '/bounds', server.url + '/article', server.url, 'folder')
 
 
 def test_regions_arrive_whole_and_become_a_set(server, release, tmp_path):
@@ -162,8 +162,8 @@ def test_regions_arrive_whole_and_become_a_set(server, release, tmp_path):
             '/bounds': ['drop'],
         }
     )
-    out = get_roi(tmp_path / 'roi', release, wait=0.01)
-    ts = load_set(prepare('auto', out, tmp_path / 'set', val=0.0))
+    out = download_rois(tmp_path / 'roi', release, wait=0.01)
+    ts = load_dataset(prepare('auto', out, tmp_path / 'set', val=0.0))
     assert (
         ts.manifest['source'] == 'roi'
         and set(ts.tiles.site) == {'A1', 'A2', 'OL'}
@@ -177,26 +177,26 @@ def test_regions_arrive_whole_and_become_a_set(server, release, tmp_path):
 def test_an_interrupted_release_goes_on_and_a_damaged_one_is_mended(server, release, tmp_path):
     server.moods['/files/2'] = ['503'] * 99
     with pytest.raises(DownloadError, match='files/2'):
-        get_roi(tmp_path / 'roi', release, tries=2, wait=0.01)
+        download_rois(tmp_path / 'roi', release, tries=2, wait=0.01)
     server.moods['/files/2'], before = [], len(server.asked)
-    out = get_roi(tmp_path / 'roi', release, wait=0.01)
+    out = download_rois(tmp_path / 'roi', release, wait=0.01)
     assert not any('/files/0' in p or '/files/1' in p for p, _ in server.asked[before:])
     victim = next((out / 'images').iterdir())
     good = victim.read_bytes()
     victim.write_bytes(good[:100])
-    get_roi(out, release, wait=0.01)
+    download_rois(out, release, wait=0.01)
     assert victim.read_bytes() == good
     server.files.clear()
-    get_roi(out, release, tries=1)  # whole: nobody is asked
+    download_rois(out, release, tries=1)  # whole: nobody is asked
 
 
 def test_a_page_instead_of_the_table_is_no_table(server, release, tmp_path):
     table = server.files['/bounds']
     server.files['/bounds'] = b'<html>please log in to this network</html>'
     with pytest.raises(DownloadError, match='no table of regions|empty table'):
-        get_roi(tmp_path / 'roi', release, tries=2, wait=0.01)
+        download_rois(tmp_path / 'roi', release, tries=2, wait=0.01)
     server.files['/bounds'] = table
-    get_roi(tmp_path / 'roi', release, wait=0.01)
+    download_rois(tmp_path / 'roi', release, wait=0.01)
 
 
 @pytest.fixture
@@ -232,24 +232,24 @@ def kaggle(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize('moods', [[], ['drop'], ['corrupt'], ['503', 'drop']])
 def test_kaggle_release_through_its_own_client(kaggle, tmp_path, moods):
     kaggle.moods[kaggle.download] = moods
-    out = get_kaggle(tmp_path / 'raw/kaggle', wait=0.01)
+    out = download_kaggle(tmp_path / 'raw/kaggle', wait=0.01)
     assert [p.name for p in out.parent.iterdir()] == ['kaggle']
-    assert load_set(prepare('auto', out, tmp_path / 'set', val=0.0)).manifest['counts']['kept'] == 4
+    assert load_dataset(prepare('auto', out, tmp_path / 'set', val=0.0)).manifest['counts']['kept'] == 4
     asked = len(kaggle.asked)
-    get_kaggle(out)
+    download_kaggle(out)
     assert len(kaggle.asked) == asked
 
 
 def test_kaggle_refusal_and_no_credential_say_what_to_do(kaggle, tmp_path, monkeypatch):
     kaggle.moods[kaggle.download] = ['401'] * 9
     with pytest.raises(DownloadError, match='refuses the credential'):
-        get_kaggle(tmp_path / 'raw/kaggle', wait=0.01)
+        download_kaggle(tmp_path / 'raw/kaggle', wait=0.01)
     for name in ('KAGGLE_USERNAME', 'KAGGLE_KEY', 'KAGGLE_API_TOKEN'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('KAGGLE_CONFIG_DIR', str(tmp_path))
     monkeypatch.setenv('HOME', str(tmp_path))
     with pytest.raises(DownloadError, match='kaggle.json'):
-        get_kaggle(tmp_path / 'raw/kaggle', wait=0.01)
+        download_kaggle(tmp_path / 'raw/kaggle', wait=0.01)
     assert not (tmp_path / 'raw/kaggle').exists()
 
 

@@ -10,37 +10,37 @@ import torch
 
 from bcss_nb.core.files import write_json
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.demo import demo_runs
 from bcss_nb.evaluation.calibration import ece, ece_by_class, reliability_counts
-from bcss_nb.evaluation.comparison import colour_counts, compare, differences
-from bcss_nb.evaluation.comparison_tables import sentences
+from bcss_nb.evaluation.comparison import baseline_confusions, compare, dice_differences
+from bcss_nb.evaluation.comparison_tables import comparison_text
 from bcss_nb.evaluation.counting import load_run
 from bcss_nb.evaluation.evaluations import evaluate_runs, load_evaluation
 from bcss_nb.evaluation.model_card import write_cards
-from bcss_nb.evaluation.perturbations import shift_table
-from bcss_nb.evaluation.report import write_page
-from bcss_nb.evaluation.scores import describe
-from bcss_nb.evaluation.statistics import estimate, holm, paired_difference, resample
+from bcss_nb.evaluation.perturbations import perturbation_table
+from bcss_nb.evaluation.report import write_report
+from bcss_nb.evaluation.scores import describe_scores
+from bcss_nb.evaluation.statistics import estimate, holm_adjust, paired_difference, bootstrap_counts
 from bcss_nb.evaluation.surface import surface_counts, surface_dice
 from bcss_nb.models.checkpoint import read_checkpoint, save_checkpoint
-from bcss_nb.serving.parity import judge
-from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, precision, recall, show_confusion
-from bcss_nb.training.train import fit, val_scores
+from bcss_nb.serving.parity import benchmark_engine
+from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, precision, recall, plot_confusion
+from bcss_nb.training.train import fit, validation_scores
 from bcss_nb.training.trainer import Trainer
 
 
 @pytest.fixture(scope='module')
 def runs():
-    return demo_runs('unet', load_set(smoke_set()))[:2]
+    return demo_runs('unet', load_dataset(sample_dataset()))[:2]
 
 
 @pytest.fixture(scope='module')
 def evaluated(runs, tmp_path_factory):
     "An evaluation on the sample: folder, record, counts."
     folder = tmp_path_factory.mktemp('evaluated')
-    evaluate_runs(runs, load_set(smoke_set()), folder)
+    evaluate_runs(runs, load_dataset(sample_dataset()), folder)
     return folder, *load_evaluation(folder, 'unet')
 
 
@@ -57,11 +57,11 @@ def only(ts, patients):
 def report(ts, record, counts, folder):
     "The whole report of one model compared with itself under another name."
     records = [record, record | dict(model='unetr')]
-    result = compare(records, [counts['confusion']] * 2, colour_counts(ts, tiles=8))
+    result = compare(records, [counts['confusion']] * 2, baseline_confusions(ts, tiles=8))
     write_json(folder / 'compare.json', result)
     return (
         result,
-        re.sub('base64,[^"]*', '', write_page(folder).read_text()),
+        re.sub('base64,[^"]*', '', write_report(folder).read_text()),
         [c.read_text() for c in write_cards(folder)],
     )
 
@@ -72,7 +72,7 @@ def evaluate(runs, ts, folder):
 
 
 def test_one_test_patient_carries_no_interval_and_every_place_says_so(runs, tmp_path):
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     patient = ts.tiles.patient[ts.part('test')[0]]
     ts = only(ts, [patient])
     record, counts = evaluate(runs, ts, tmp_path)
@@ -83,12 +83,12 @@ def test_one_test_patient_carries_no_interval_and_every_place_says_so(runs, tmp_
         None,
     )
     sentence = f'One test patient ({patient}) carries no interval'
-    assert sentence in ' '.join(sentences(result)) and sentence in page and all(sentence in c for c in cards)
+    assert sentence in ' '.join(comparison_text(result)) and sentence in page and all(sentence in c for c in cards)
     assert 'nan' not in page and 'nan' not in ' '.join(cards) and 'None' not in ' '.join(cards)
 
 
 def test_a_class_that_no_test_patient_has_is_a_stated_gap(runs, tmp_path):
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     labels = ts.labels.copy()
     labels[labels == 1] = IGNORE
     ts = replace(ts, labels=labels)
@@ -113,7 +113,7 @@ def silent(run, c, out):
 
 
 def test_equal_models_are_not_distinguishable(evaluated, tmp_path):
-    result, _, _ = report(load_set(smoke_set()), *evaluated[1:], tmp_path)
+    result, _, _ = report(load_dataset(sample_dataset()), *evaluated[1:], tmp_path)
     assert 'not distinguishable' in result['verdict'] and (result['outcome'], result['better_model']) == (
         'not distinguishable',
         None,
@@ -122,7 +122,7 @@ def test_equal_models_are_not_distinguishable(evaluated, tmp_path):
 
 
 def test_checkpoint_of_another_schema_is_refused_before_anything_is_scored(runs, tmp_path):
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     with pytest.raises(ValueError, match='not bcss5'):
         load_run(runs[0], schema='bcss5')
     with pytest.raises(ValueError, match='not bcss3'):
@@ -137,7 +137,7 @@ def test_a_net_that_predicts_nan_is_an_error_and_leaves_no_file(runs, tmp_path):
     save_checkpoint(tmp_path / 'run/best.pt', **about)
     write_json(tmp_path / 'run/train.json', json.loads((runs[0] / 'train.json').read_text()))
     with pytest.raises(FloatingPointError, match='predicts NaN'):
-        evaluate_runs([tmp_path / 'run'], load_set(smoke_set()), tmp_path / 'reports')
+        evaluate_runs([tmp_path / 'run'], load_dataset(sample_dataset()), tmp_path / 'reports')
     assert not (tmp_path / 'reports').exists()
 
 
@@ -145,15 +145,15 @@ def test_a_net_that_predicts_nan_is_an_error_and_leaves_no_file(runs, tmp_path):
     'change', [dict(split='custom: H1'), dict(test_patients=['SYNT-H1-0001']), dict(schema='bcss5'), dict(seeds=[7])]
 )
 def test_metrics_of_different_protocols_are_not_compared(change, evaluated):
-    ts, (_, record, counts) = load_set(smoke_set()), evaluated
+    ts, (_, record, counts) = load_dataset(sample_dataset()), evaluated
     with pytest.raises(ValueError, match=f'{next(iter(change))} differs'):
-        compare([record, record | change], [counts['confusion']] * 2, colour_counts(ts, tiles=8))
+        compare([record, record | change], [counts['confusion']] * 2, baseline_confusions(ts, tiles=8))
 
 
 def test_trainings_of_two_models_are_not_one_model(runs, tmp_path):
-    other = demo_runs('unetr', load_set(smoke_set()), [42])
+    other = demo_runs('unetr', load_dataset(sample_dataset()), [42])
     with pytest.raises(ValueError, match='not of one model'):
-        evaluate_runs([runs[0], other[0]], load_set(smoke_set()), tmp_path)
+        evaluate_runs([runs[0], other[0]], load_dataset(sample_dataset()), tmp_path)
 
 
 CLASSES = ('other', 'tumor', 'stroma')
@@ -205,7 +205,7 @@ def test_no_resample_scores_a_class_that_its_patients_do_not_have():
     counts = np.stack([with_it, without, without, without])
     e = estimate(counts, dice, times=2000)
     assert 0.5 < e['low'][1] <= e['mean'][1] <= e['high'][1]
-    drawn = resample(counts, 2000)
+    drawn = bootstrap_counts(counts, 2000)
     has = drawn[:, 1].sum(-1) > 0
     assert 0 < has.mean() < 1 and (np.isnan(dice(drawn)[:, 1]) == ~has).all() and (dice(drawn)[has, 1] > 0.5).all()
     assert np.nanmin(dice(drawn)) > 0.5 and mean_dice(drawn).min() > 0.5
@@ -219,12 +219,14 @@ def test_differences_of_an_absent_class_are_undefined_and_no_test_among_many():
     b = a.copy()
     b[..., 0, 1] += b[..., 0, 0] // 3
     b[..., 0, 0] -= b[..., 0, 0] // 3
-    found = differences(a, b, CLASSES)
+    found = dice_differences(a, b, CLASSES)
     assert all(found['tumor'][k] is None for k in ('mean', 'low', 'high', 'p')) and found['other']['p'] is not None
-    two = differences(np.delete(np.delete(a, 1, -1), 1, -2), np.delete(np.delete(a, 1, -1), 1, -2), ('other', 'stroma'))
+    two = dice_differences(
+        np.delete(np.delete(a, 1, -1), 1, -2), np.delete(np.delete(a, 1, -1), 1, -2), ('other', 'stroma')
+    )
     assert two['other']['p'] == 1
     p = [paired_difference(a, b)['p'][i] for i in (0, 2)]
-    assert found['other']['p'] == pytest.approx(holm(p)[0], abs=1e-4)
+    assert found['other']['p'] == pytest.approx(holm_adjust(p)[0], abs=1e-4)
     a[..., 1] = 0
     one_pixel = a.copy()
     one_pixel[:, 0, 2, 1] = 1
@@ -251,7 +253,7 @@ def without_class(ts, c, part='test'):
 
 @pytest.mark.parametrize('c', [0, 1])
 def test_a_class_that_is_predicted_but_that_no_test_patient_has_is_said_with_its_pixels(c, runs, tmp_path):
-    ts = without_class(load_set(smoke_set()), c)
+    ts = without_class(load_dataset(sample_dataset()), c)
     name = ts.schema.classes[c]
     eager = [predicting(r, c, tmp_path / f'eager{i}', 2.0) for i, r in enumerate(runs)]
     record, counts = evaluate(eager, ts, tmp_path)
@@ -271,10 +273,10 @@ def test_a_class_that_is_predicted_but_that_no_test_patient_has_is_said_with_its
     }
     result, page, cards = report(ts, record, counts, tmp_path)
     first, number = f'No test patient has {name}: no score for it.', f'{round(wrong):,}'
-    for text in (describe(record), ' '.join(sentences(result)), page, *cards):
+    for text in (describe_scores(record), ' '.join(comparison_text(result)), page, *cards):
         assert first in text and number in text and f'predicted as {name}' in text and 'leave it out' in text
     assert 'nan' not in page and 'nan' not in ' '.join(cards) and 'None' not in ' '.join(cards)
-    figure = show_confusion(counts['confusion'].mean(0).sum(0), ts.schema)
+    figure = plot_confusion(counts['confusion'].mean(0).sum(0), ts.schema)
     said = [t.get_text() for t in figure.axes[0].texts]
     assert (
         'nan' not in ' '.join(said) and len(said) == 9 and 'no pixel' in figure.axes[0].get_yticklabels()[c].get_text()
@@ -283,13 +285,13 @@ def test_a_class_that_is_predicted_but_that_no_test_patient_has_is_said_with_its
 
 
 def test_metrics_that_average_over_other_classes_are_not_compared(evaluated):
-    ts, (_, record, counts) = load_set(smoke_set()), evaluated
+    ts, (_, record, counts) = load_dataset(sample_dataset()), evaluated
     with pytest.raises(ValueError, match='absent differs'):
-        compare([record, record | dict(absent=['tumor'])], [counts['confusion']] * 2, colour_counts(ts, tiles=8))
+        compare([record, record | dict(absent=['tumor'])], [counts['confusion']] * 2, baseline_confusions(ts, tiles=8))
 
 
 def test_a_test_part_without_any_label_is_refused_with_a_sentence(runs, tmp_path):
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     for c in range(3):
         ts = without_class(ts, c)
     with pytest.raises(ValueError, match='no labelled pixel'):
@@ -298,10 +300,10 @@ def test_a_test_part_without_any_label_is_refused_with_a_sentence(runs, tmp_path
 
 
 def test_the_checkpoint_is_chosen_by_classes_that_validation_patients_have(tmp_path):
-    ts = without_class(load_set(smoke_set()), 1, 'val')
-    assert 'val_tumor' not in val_scores(GONE, CLASSES) and val_scores(GONE, CLASSES)['val_dice'] == pytest.approx(
-        mean_dice(GONE)
-    )
+    ts = without_class(load_dataset(sample_dataset()), 1, 'val')
+    assert 'val_tumor' not in validation_scores(GONE, CLASSES) and validation_scores(GONE, CLASSES)[
+        'val_dice'
+    ] == pytest.approx(mean_dice(GONE))
     about = fit(Trainer(ts, 'unet', steps=4, batch=4, seed=1), tmp_path)
     assert all('val_tumor' not in row for row in about['history'] if 'val_dice' in row)
     assert 'no scored validation tile has it: tumor' in about['selection']
@@ -312,7 +314,7 @@ def test_the_checkpoint_is_chosen_by_classes_that_validation_patients_have(tmp_p
 
 
 def test_engines_and_shifts_are_judged_by_the_classes_that_their_tiles_have():
-    ts = without_class(load_set(smoke_set()), 1)
+    ts = without_class(load_dataset(sample_dataset()), 1)
     rows = ts.part('test')[:4]
     truth = ts.labels[rows]
 
@@ -327,15 +329,15 @@ def test_engines_and_shifts_are_judged_by_the_classes_that_their_tiles_have():
             return np.stack([said == c for c in range(3)], 1).astype(np.float32)
 
     engine = Engine()
-    right = judge(engine, ts, rows)[0]['dice']
+    right = benchmark_engine(engine, ts, rows)[0]['dice']
     engine.wrong = 1
-    assert right == 1 and judge(engine, ts, rows)[0]['dice'] > 0.99
+    assert right == 1 and benchmark_engine(engine, ts, rows)[0]['dice'] > 0.99
 
     class Net(torch.nn.Module):
         def forward(self, x):
             return torch.from_numpy(engine(x))
 
-    assert (shift_table(Net(), ts, rows)['mean_dice'] > 0.99).all()
+    assert (perturbation_table(Net(), ts, rows)['mean_dice'] > 0.99).all()
 
 
 def test_ece_of_a_class_that_nobody_has_is_undefined():

@@ -11,12 +11,12 @@ import torch
 
 from bcss_nb import cli
 from bcss_nb.core.folders import EXPORTED_MODEL, check_replaceable, claim_files, replacing
-from bcss_nb.data.download import DownloadError, get_kaggle, get_roi
+from bcss_nb.data.download import DownloadError, download_kaggle, download_rois
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
 from bcss_nb.serving.export import export_run
-from bcss_nb.training.run_state import sweep
-from bcss_nb.training.train import fit, run
+from bcss_nb.training.run_state import remove_stale_temp_files
+from bcss_nb.training.train import fit, train_model
 from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -243,7 +243,7 @@ def test_downloads_leave_strangers_alone(tmp_path, monkeypatch):
         return str(place)
 
     monkeypatch.setattr('kagglehub.dataset_download', download)
-    get_kaggle(home / 'kaggle')
+    download_kaggle(home / 'kaggle')
     assert (
         (home / '.kaggle/kaggle.json').exists()
         and (home / 'kaggle/BCSS').exists()
@@ -251,10 +251,10 @@ def test_downloads_leave_strangers_alone(tmp_path, monkeypatch):
     )
     (home / '.new.kagglehub').mkdir()
     (home / '.new.kagglehub/thesis.docx').write_text('x')
-    unchanged(home, lambda: get_kaggle(home / 'new'), 'thesis.docx', DownloadError)
+    unchanged(home, lambda: download_kaggle(home / 'new'), 'thesis.docx', DownloadError)
     (home / 'roi/masks').mkdir(parents=True)
     (home / 'roi/masks/TCGA-A1-A0SK-DX1_xmin1_ymin1_MPP-0.2500.png').write_text('corrected by hand')
-    unchanged(home, lambda: get_roi(home / 'roi'), 'masks/TCGA')
+    unchanged(home, lambda: download_rois(home / 'roi'), 'masks/TCGA')
 
 
 @pytest.mark.parametrize('resume', ['auto', 'yes', 'no'])
@@ -279,7 +279,7 @@ def test_training_leaves_files_of_its_names_alone(desktop, tmp_path, ts, resume,
     words = names[0].split('/')[0]
     unchanged(
         out,
-        lambda: run(data='data/smoke', out=str(out), resume=resume, steps=1, batch=2),
+        lambda: train_model(data='data/smoke', out=str(out), resume=resume, steps=1, batch=2),
         words,
         (ValueError, FileNotFoundError),
     )
@@ -294,7 +294,7 @@ def test_training_leaves_files_of_its_names_alone(desktop, tmp_path, ts, resume,
 def test_sweeping_checkpoints_keeps_other_temporary_files(tmp_path):
     for name in ('.best.pt.12.tmp', '.last.pt.7.tmp', '.thesis.pt.backup.tmp', '.best.pt.mine.tmp'):
         (tmp_path / name).touch()
-    sweep(tmp_path)
+    remove_stale_temp_files(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['.best.pt.mine.tmp', '.thesis.pt.backup.tmp']
 
 

@@ -16,11 +16,11 @@ import yaml
 from PIL import Image
 from shared_serve import free_port, service
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
-from bcss_nb.evaluation.perturbations import restain
-from bcss_nb.serving.drift_report import alarms, drift_over_time, drift_report
-from bcss_nb.serving.traffic import answers_of, as_columns, read_store, traffic, unseen_features
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
+from bcss_nb.evaluation.perturbations import scale_stain
+from bcss_nb.serving.drift_report import first_exceedances, drift_over_time, drift_report
+from bcss_nb.serving.traffic import answers_of, feature_columns, read_store, traffic_table, unseen_features
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / 'deploy/monitoring'
@@ -35,7 +35,7 @@ def png(x):
 
 @pytest.fixture(scope='module')
 def tiles():
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     return ts.images[np.r_[ts.part('train'), ts.part('val')]]
 
 
@@ -66,7 +66,7 @@ def test_silent_then_fires(watched, tiles):
     for i in range(10):
         send(client, tiles, 100, i)
         assert client.get('/drift').json()['drifted'] == [] and max(gauges(client).values()) <= 1
-    noticed, shifted = None, restain(tiles, 0.6)
+    noticed, shifted = None, scale_stain(tiles, 0.6)
     for i in range(20):
         send(client, shifted, 10, 100 + i)
         if client.get('/drift').json()['drifted']:
@@ -124,7 +124,7 @@ def test_prometheus_scrapes_and_fires(watched, tiles, tmp_path):
         assert wait(lambda: ask('up{job="bcss"} == 1') and ask('bcss_drift_ratio{feature="stain_x"} >= 0')), 'no scrape'
         assert ask('bcss_requests_total{path="/predict",status="200"} >= 120')
         assert wait(lambda: 'BcssDataDrift' not in firing() or ask('max(bcss_drift_ratio) <= 1'))
-        send(client, restain(tiles, 0.6), 150, 8)
+        send(client, scale_stain(tiles, 0.6), 150, 8)
         assert wait(lambda: 'BcssDataDrift' in firing()), 'no alert'
         assert not {'BcssDown', 'BcssErrors', 'BcssTwoModels'} & firing()
     finally:
@@ -188,7 +188,7 @@ def test_chapter_reads_a_store(watched, tiles, exported, tmp_path):
     "The parameterised chapter on what the service stored."
     store = watched[2] / 'store'
     send(watched[1], tiles, 100, 50)
-    send(watched[1], restain(tiles, 0.6), 120, 51)
+    send(watched[1], scale_stain(tiles, 0.6), 120, 51)
     said = subprocess.run(
         [
             'python',
@@ -267,7 +267,7 @@ def test_no_line_of_a_store_ends_the_report(tmp_path, line):
     (tmp_path / 'store/empty.jsonl').write_bytes(b'')
     requests, answers, broken = read_store(stored(tmp_path / 'store', good[0], line, good[1]), hours=24)
     assert (len(requests), len(answers), broken) == (1, 1, 1)
-    assert as_columns(answers) == dict(doubt=[0.1], odd=[None], huge=[None]) and len(traffic(requests)) == 1
+    assert feature_columns(answers) == dict(doubt=[0.1], odd=[None], huge=[None]) and len(traffic_table(requests)) == 1
     with pytest.raises(FileNotFoundError, match='holds no records'):
         read_store(stored(tmp_path / 'other', line))
 
@@ -294,7 +294,7 @@ def test_drift_is_seen_after_a_change_of_model(tmp_path):
     mine, by_model = answers_of(answers, ['new'])
     assert by_model == dict(old=60, new=60) and len(mine) == 60
     for some in (answers, mine):
-        assert alarms(drift_over_time(some, reference)).keys() == {'share_necrosis'}
+        assert first_exceedances(drift_over_time(some, reference)).keys() == {'share_necrosis'}
     assert (
         unseen_features(mine, reference) == ['gone']
         and drift_report(mine, reference, tmp_path / 'page.html')['share_necrosis'] > 1

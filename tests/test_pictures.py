@@ -39,12 +39,12 @@ from make_pictures import (
 from PIL import Image
 
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import load_set
+from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import simulate_roi
-from bcss_nb.data.tiling import Cut
+from bcss_nb.data.tiling import TilingConfig
 from bcss_nb.inference.batch import predict_files
-from bcss_nb.inference.discovery import find_pictures
+from bcss_nb.inference.discovery import find_images
 from bcss_nb.inference.outputs import predict_file
 from bcss_nb.serving.app import create_app
 from bcss_nb.serving.settings import Settings
@@ -67,7 +67,7 @@ def tissue() -> np.ndarray:
 def client(exported):
     "A client of a service whose engine is `Brightest`."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('bcss_nb.serving.app.open_engine', lambda *args, **kwargs: Brightest())
+        patch.setattr('bcss_nb.serving.service.open_engine', lambda *args, **kwargs: Brightest())
         app = create_app(Settings(model=str(exported), workers=1, max_bytes=64 * 2**20, deadline=60))
     with TestClient(app) as made:
         yield made
@@ -521,7 +521,7 @@ def write_regions(root: Path, mpp: str, **options) -> dict:
 
 def prepared_mm2(folder: Path) -> dict:
     "Return the area of tumor and stroma in a prepared set of tiles that do not overlap."
-    found = load_set(folder)
+    found = load_dataset(folder)
     assert (found.schema.classes[1], found.schema.classes[2]) == ('tumor', 'stroma')
     return {code: (np.asarray(found.labels) == code).sum() * 0.25**2 / 1e6 for code in (1, 2)}
 
@@ -532,7 +532,12 @@ def prepared_mm2(folder: Path) -> dict:
 def test_prepare_brings_regions_to_the_resolution_of_the_set(mpp: str, options: dict, tmp_path):
     pixels = write_regions(tmp_path / 'raw', mpp, **options)
     out = prepare(
-        'roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL', deep=False
+        'roi',
+        tmp_path / 'raw',
+        tmp_path / 'out',
+        cut=TilingConfig(edge='pad', min_tissue=0),
+        test_sites='OL',
+        deep=False,
     )
     for code, area in prepared_mm2(out).items():
         assert area == pytest.approx(pixels[code] * 0.5**2 / 1e6, rel=0.01)
@@ -543,9 +548,14 @@ def test_prepare_brings_regions_to_the_resolution_of_the_set(mpp: str, options: 
 def test_prepare_predict_and_service_agree_on_the_area_of_a_region(tmp_path, client):
     write_regions(tmp_path / 'raw', '0.5000')
     out = prepare(
-        'roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL', deep=False
+        'roi',
+        tmp_path / 'raw',
+        tmp_path / 'out',
+        cut=TilingConfig(edge='pad', min_tissue=0),
+        test_sites='OL',
+        deep=False,
     )
-    tiles = load_set(out)
+    tiles = load_dataset(out)
     rows = tiles.tiles.patient == PATIENTS[0]
     labeled = np.asarray(tiles.labels)[rows] != IGNORE
     path = tmp_path / 'raw' / 'images' / ROI.format(patient=PATIENTS[0], mpp='0.5000')
@@ -566,20 +576,20 @@ def test_prepare_resamples_masks_without_new_codes(tmp_path):
         'roi',
         tmp_path / 'raw',
         tmp_path / 'out',
-        cut=Cut(edge='pad', min_tissue=0),
+        cut=TilingConfig(edge='pad', min_tissue=0),
         test_sites='OL',
         schema='bcss5',
         deep=False,
     )
-    found = np.unique(load_set(out).labels)
-    stroma = load_set(out).schema.classes.index('stroma')
+    found = np.unique(load_dataset(out).labels)
+    stroma = load_dataset(out).schema.classes.index('stroma')
     assert stroma not in found and IGNORE in found
 
 
 def test_prepare_leaves_regions_of_its_own_resolution_as_they_are(tmp_path):
     write_regions(tmp_path / 'raw', '0.2500')
     out = prepare('roi', tmp_path / 'raw', tmp_path / 'out', test_sites='OL', deep=False)
-    tiles = load_set(out)
+    tiles = load_dataset(out)
     first = tiles.tiles.iloc[0]
     path = tmp_path / 'raw' / 'images' / ROI.format(patient=first.patient, mpp='0.2500')
     image = np.asarray(Image.open(path))[first.row : first.row + 224, first.col : first.col + 224]
@@ -589,7 +599,12 @@ def test_prepare_leaves_regions_of_its_own_resolution_as_they_are(tmp_path):
 def test_prepare_brings_the_authors_default_resolution_to_the_set(tmp_path):
     pixels = write_regions(tmp_path / 'raw', '0.2300')
     out = prepare(
-        'roi', tmp_path / 'raw', tmp_path / 'out', cut=Cut(edge='pad', min_tissue=0), test_sites='OL', deep=False
+        'roi',
+        tmp_path / 'raw',
+        tmp_path / 'out',
+        cut=TilingConfig(edge='pad', min_tissue=0),
+        test_sites='OL',
+        deep=False,
     )
     for code, area in prepared_mm2(out).items():
         assert area == pytest.approx(pixels[code] * 0.23**2 / 1e6, rel=0.01)
@@ -613,7 +628,7 @@ def test_ready_made_tiles_of_another_resolution_are_set_aside(options: dict, tmp
     out = prepare('kaggle224', tmp_path / 'raw', tmp_path / 'out', test_sites='OL', deep=False)
     aside = pd.read_csv(out / 'quarantine.csv')
     assert len(aside) == 1 and aside.tile[0].startswith(PATIENTS[0]) and '0.5' in aside.reason[0], aside
-    assert len(load_set(out).tiles) == 2 * len(PATIENTS) - 1
+    assert len(load_dataset(out).tiles) == 2 * len(PATIENTS) - 1
 
 
 # ---- which picture in the file ------------------------------------------------------------------------------------
@@ -695,7 +710,7 @@ def test_two_dicom_series_in_one_folder_are_two_slides(rgb, tmp_path):
     dicom_slide(folder / 'IM0002.dcm', rgb[::-1][:200], '1.2.11')
     dicom_slide(folder / 'IM0003.dcm', rgb[::4, ::4], '1.2.10', mpp=1.0, number=2)
     dicom_slide(folder / 'IM0004.dcm', rgb[::-1][:200:4, ::4], '1.2.11', mpp=1.0, number=2)
-    found = find_pictures([folder])
+    found = find_images([folder])
     assert len(found) == 2
     assert predict_files(found, Brightest(), tmp_path / 'out', say=lambda *args, **kwargs: None) == 0
     shapes = sorted(tifffile.imread(f).shape for f in (tmp_path / 'out').rglob('*.classes.ome.tif'))
@@ -705,7 +720,7 @@ def test_two_dicom_series_in_one_folder_are_two_slides(rgb, tmp_path):
 def test_files_of_one_dicom_series_are_one_slide(rgb, tmp_path):
     for i, step in enumerate((4, 1, 2)):
         dicom_slide(tmp_path / f'{i}.dcm', np.ascontiguousarray(rgb[::step, ::step]), '1.2.10', 0.25 * step, number=i)
-    found = find_pictures([tmp_path])
+    found = find_images([tmp_path])
     assert len(found) == 1
     _, label = predicted(found[0], tmp_path / 'out')
     assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() > 0.98
@@ -717,7 +732,7 @@ def test_a_slide_of_many_files_is_one_picture(tmp_path):
     folder.mkdir()
     hamamatsu_vms(folder / 'slide.vms', rgb)
     Image.fromarray(rgb).save(folder / 'other.jpg', quality=95)
-    assert sorted(p.name for p in find_pictures([folder])) == ['other.jpg', 'slide.vms']
+    assert sorted(p.name for p in find_images([folder])) == ['other.jpg', 'slide.vms']
     _, label = predicted(folder / 'slide.vms', tmp_path / 'out')
     assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).mean() > 0.95
 
@@ -727,7 +742,7 @@ def test_a_slide_beside_its_photograph_does_not_refuse_the_folder(half, tmp_path
     folder.mkdir()
     aperio('AppMag = 40|MPP = 0.2500')(folder / 'slide.svs', half)
     Image.fromarray(half[::2, ::2]).save(folder / 'slide.jpg', quality=95)
-    found = find_pictures([folder])
+    found = find_images([folder])
     assert sorted(p.name for p in found) == ['slide.jpg', 'slide.svs']
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

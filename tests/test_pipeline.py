@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from bcss_nb.core.labels import IGNORE
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.demo import demo_runs
 from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint
 from bcss_nb.models.registry import build_model
 from bcss_nb.training.metrics import DiceCELoss
-from bcss_nb.training.tracking import tracker
+from bcss_nb.training.tracking import experiment_logger
 from bcss_nb.training.train import fit
 from bcss_nb.training.trainer import Trainer
 
@@ -103,14 +103,14 @@ def test_a_stage_tells_its_story_in_few_cells_and_exports_nothing(name):
 
 
 def test_without_validation_the_last_checkpoint_is_used_and_said(tmp_path):
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     ts.tiles['split'] = ts.tiles.split.replace('val', 'train')
     about = fit(Trainer(ts, 'unet', steps=3, batch=2), tmp_path)
     assert 'last step' in about['selection'] and load_checkpoint(tmp_path / 'best.pt')[1]['step'] == 3
 
 
 def test_same_seed_same_weights(tmp_path):
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     for name in ('a', 'b'):
         fit(Trainer(ts, 'unet', steps=3, batch=2, seed=5), tmp_path / name)
     a, b = (read_checkpoint(tmp_path / n / 'last.pt')['net'] for n in ('a', 'b'))
@@ -118,7 +118,7 @@ def test_same_seed_same_weights(tmp_path):
 
 
 def test_checkpoint_of_another_model_or_schema_is_refused():
-    run = demo_runs('unet', load_set(smoke_set()))[0]
+    run = demo_runs('unet', load_dataset(sample_dataset()))[0]
     with pytest.raises(ValueError, match='not unetr'):
         load_checkpoint(run / 'best.pt', 'unetr')
     with pytest.raises(ValueError, match='not bcss5'):
@@ -133,7 +133,7 @@ def test_gradient_is_zero_where_every_pixel_is_ignored(name):
 
 
 def test_training_refuses_a_set_without_a_test_part():
-    ts = load_set(smoke_set())
+    ts = load_dataset(sample_dataset())
     ts.tiles['split'] = 'train'
     with pytest.raises(ValueError, match='test part of this set is empty'):
         Trainer(ts, 'unet')
@@ -141,14 +141,14 @@ def test_training_refuses_a_set_without_a_test_part():
 
 def test_offline_tracking_needs_no_account(tmp_path, monkeypatch):
     monkeypatch.delenv('WANDB_API_KEY', raising=False)
-    with tracker(tmp_path / 'unet', 'offline', dict(preset='unet-s', seed=1)) as log:
+    with experiment_logger(tmp_path / 'unet', 'offline', dict(preset='unet-s', seed=1)) as log:
         log(1, loss=0.5)
     assert (
         list(tmp_path.glob('wandb/offline-run-*/run-*.wandb'))
         and json.loads((tmp_path / 'unet/live/metrics.json').read_text())['loss'] == 0.5
     )
     with pytest.raises(ValueError, match='choose one of disabled, offline, online'):
-        with tracker(tmp_path, 'nope', dict(preset='unet-s', seed=1)):
+        with experiment_logger(tmp_path, 'nope', dict(preset='unet-s', seed=1)):
             pass
 
 

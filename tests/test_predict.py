@@ -16,15 +16,15 @@ import tifffile
 from PIL import Image
 from rasterio.features import rasterize
 
-from bcss_nb.core.labels import GLASS, IGNORE, get_schema
+from bcss_nb.core.labels import BACKGROUND_LEVEL, IGNORE, get_schema
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.engines import Engine, TorchEngine, open_engine
 from bcss_nb.inference.outputs import predict_file
-from bcss_nb.inference.postprocess import sieved
-from bcss_nb.inference.prediction import predict
-from bcss_nb.inference.readers import Picture, open_picture
-from bcss_nb.inference.sliding_window import bands
-from bcss_nb.inference.windows import starts
+from bcss_nb.inference.postprocess import sieve_labels
+from bcss_nb.inference.prediction import predict_image
+from bcss_nb.inference.readers import SlideReader, open_slide
+from bcss_nb.inference.sliding_window import iter_bands
+from bcss_nb.inference.windows import window_origins
 
 REAL = sorted((Path(os.environ.get('BCSS_REAL', '../shared/data')) / 'roi' / 'rgbs_colorNormalized').glob('*.png'))
 
@@ -51,10 +51,10 @@ def region():
     'window, stride, stripe', [(512, 384, 8192), (256, 256, 8192), (64, 48, 400), (224, 16, 8192), (2048, 1536, 8192)]
 )
 def test_windows_do_not_matter_to_a_pixelwise_net(region, window, stride, stripe, monkeypatch):
-    monkeypatch.setattr('bcss_nb.inference.predict.STRIPE', stripe)
+    monkeypatch.setattr('bcss_nb.inference.prediction.STRIPE_WIDTH', stripe)
     if stride == 16:
         region = region[:300, :400]
-    m = predict(Picture(region), Reddish(), window, stride, least=0, tissue=0)
+    m = predict_image(SlideReader(region), Reddish(), window, stride, least=0, tissue=0)
     x = region.astype(np.float32) / 255
     assert (m.label == np.stack([x[..., 1] * 0 + 0.5, x[..., 0], x[..., 2]]).argmax(0)).mean() > 0.9999
     assert m.counts[:, 0].sum() == m.label.size and m.counts[-1, 0] == 0
@@ -72,7 +72,7 @@ def test_a_speck_is_left_only_in_the_middle_of_glass():
         m = np.where(rng.random(m.shape) < rng.choice([0.1, 0.9]), rng.integers(0, 3, m.shape), m).astype(np.uint8)
         if i % 2:
             m[rng.random(m.shape) < 0.2] = IGNORE
-        out, before = sieved(m, least), regions(m)
+        out, before = sieve_labels(m, least), regions(m)
         large = (np.bincount(before.ravel()) >= least)[before]
         assert ((out == IGNORE) == (m == IGNORE)).all() and (out == m)[large & (m != IGNORE)].all()
         after = regions(out)
@@ -97,13 +97,13 @@ def test_blended_output_differs_from_one_look_only_where_windows_end(run):
     engine = TorchEngine(run / 'best.pt', 'cpu', 'f32')
     sees = reach(engine)
     image = simulate_roi(3, shape=(960, 1600))[1]
-    p, out = Picture(image), np.zeros((3, 960, 1600), np.float32)
-    for y, x, total, weight, _ in bands(p, engine, 768, 512, least=0):
+    p, out = SlideReader(image), np.zeros((3, 960, 1600), np.float32)
+    for y, x, total, weight, _ in iter_bands(p, engine, 768, 512, least=0):
         out[:, y : y + total.shape[1], x : x + total.shape[2]] = total / weight
     off = np.abs(out - engine(image[None])[0]).max(0)
     free = np.ones(off.shape, bool)
     for size, axis in ((960, 0), (1600, 1)):
-        for s in starts(size, 768, 512):
+        for s in window_origins(size, 768, 512):
             for edge in (s, s + 768):
                 if not 0 < edge < size:
                     continue
@@ -124,9 +124,9 @@ def test_glass_is_left_out(region):
             looked.append(len(x))
             return super().run(x)
 
-    m = predict(Picture(image), Counting(), 256, 192)
-    assert sum(looked) < 0.8 * len(starts(1600, 256, 192)) * len(starts(2000, 256, 192))
-    tissue = region[:800, :1000].min(-1) < GLASS
+    m = predict_image(SlideReader(image), Counting(), 256, 192)
+    assert sum(looked) < 0.8 * len(window_origins(1600, 256, 192)) * len(window_origins(2000, 256, 192))
+    tissue = region[:800, :1000].min(-1) < BACKGROUND_LEVEL
     left_out = m.label == IGNORE
     assert left_out[:250].all() and left_out[600:1400, 600:1600][tissue].mean() < 0.005 and tissue.mean() > 0.8
     assert m.counts[-1, 0] == (m.label == IGNORE).sum()
@@ -145,7 +145,7 @@ def test_a_net_of_one_side_gets_its_side(region):
             return super().run(x)
 
     for h, w in ((900, 1300), (100, 90)):
-        m = predict(Picture(np.ascontiguousarray(region[:h, :w])), Fixed(), tissue=0)
+        m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Fixed(), tissue=0)
         assert m.label.shape == (h, w) and m.window == 224
     assert sides == {(224, 224)}
 
@@ -164,14 +164,14 @@ def test_a_scanner_file_is_read_at_its_resolution(tmp_path, region):
                 metadata=None,
                 subfiletype=int(step > 1),
             )
-    p = open_picture(tmp_path / 'slide.svs')
+    p = open_slide(tmp_path / 'slide.svs')
     assert (p.file_mpp, p.mpp_from, p.width, p.height) == (0.5, 'file', 2600, 1800)
     assert np.abs(p.read(400, 200, 400, 300)[::2, ::2].astype(int) - region[100:250, 200:400]).mean() < 12
 
 
 def test_odd_sizes_and_tiny_pictures(region):
     for h, w in ((1, 1), (7, 300), (33, 31), (225, 223), (513, 1025)):
-        m = predict(Picture(np.ascontiguousarray(region[:h, :w])), Reddish(), tissue=0)
+        m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Reddish(), tissue=0)
         assert m.label.shape == (h, w) and m.doubt.shape == (-(-h // 2), -(-w // 2)) and (m.label != IGNORE).all()
 
 
@@ -185,9 +185,9 @@ def test_strips_planes_alpha_and_pyramids(tmp_path, region):
     )
     Image.fromarray(rgba).save(tmp_path / 'alpha.png')
     for name, off in (('strips.tif', 0), ('planes.tif', 0), ('tiled.tif', 4)):
-        got = open_picture(tmp_path / name, mpp=0.25).read(100, 50, 600, 700)
+        got = open_slide(tmp_path / name, mpp=0.25).read(100, 50, 600, 700)
         assert np.abs(got.astype(int) - region[50:750, 100:700]).mean() <= off, name
-    assert (open_picture(tmp_path / 'alpha.png', mpp=0.25).read(0, 0, 100, 100) == 255).all()
+    assert (open_slide(tmp_path / 'alpha.png', mpp=0.25).read(0, 0, 100, 100) == 255).all()
 
 
 def killed_and_resumed(args, env, tmp_path):

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from bcss_nb.models.pretrained import (
-    HALF,
-    IMAGENET,
-    describe_loading,
+    HALF_NORM,
+    IMAGENET_NORM,
+    format_load_report,
     fold_normalisation,
     load_pretrained,
-    map_vit,
+    convert_vit_weights,
     read_weights,
     resize_positions,
 )
 from bcss_nb.models.registry import build_model
-from bcss_nb.models.unetr import Encoder
+from bcss_nb.models.unetr import ViTEncoder
 
 transformers = pytest.importorskip('transformers')
 
@@ -117,7 +117,7 @@ def write(path, weights):
     return path
 
 
-@pytest.mark.parametrize('norm', [HALF, IMAGENET], ids=['half', 'imagenet'])
+@pytest.mark.parametrize('norm', [HALF_NORM, IMAGENET_NORM], ids=['half', 'imagenet'])
 def test_every_layer_agrees_with_hugging_face(hub, norm):
     vit, file = hub
     net = build_model('unetr-s', 3)
@@ -136,7 +136,7 @@ def test_vit_base(tmp_path):
     vit.save_pretrained(tmp_path)
     net = build_model('unetr-b', 3)
     report = load_pretrained(net, tmp_path / 'model.safetensors')
-    off, size = gaps(vit, net, **HALF)
+    off, size = gaps(vit, net, **HALF_NORM)
     assert max(off) < 1e-4 and size > 1 and len(report['used']) == 198
 
 
@@ -145,14 +145,14 @@ def test_another_grid_is_interpolated_as_hugging_face_does(tmp_path, side, tile,
     vit = published(side=side)
     net = build_model('unetr-s', 3, tile)
     report = load_pretrained(net, write(tmp_path / 'a.safetensors', vit.state_dict()))
-    off, _ = gaps(vit, net, **HALF, side=tile)
-    assert max(off) < 1e-4 and report['grid'] == grid and grid in describe_loading(report)
+    off, _ = gaps(vit, net, **HALF_NORM, side=tile)
+    assert max(off) < 1e-4 and report['grid'] == grid and grid in format_load_report(report)
 
 
 @pytest.mark.parametrize('wrong', ['q-k', 'k-v', 'norms', 'class position', 'normalisation'])
 def test_the_comparison_notices_a_wrong_mapping(tmp_path, wrong):
     vit = published()
-    state, norm = dict(vit.state_dict()), HALF
+    state, norm = dict(vit.state_dict()), HALF_NORM
     swaps = {
         'q-k': ('attention.q_proj', 'attention.k_proj'),
         'k-v': ('attention.k_proj', 'attention.v_proj'),
@@ -164,10 +164,10 @@ def test_the_comparison_notices_a_wrong_mapping(tmp_path, wrong):
     if wrong == 'class position':
         state['embeddings.cls_token'] = state['embeddings.cls_token'] - state['embeddings.position_embeddings'][:, :1]
     if wrong == 'normalisation':
-        norm = IMAGENET
+        norm = IMAGENET_NORM
     net = build_model('unetr-s', 3)
     load_pretrained(net, write(tmp_path / 'a.safetensors', state), **norm)
-    off, _ = gaps(vit, net, **HALF)
+    off, _ = gaps(vit, net, **HALF_NORM)
     assert min(off) > 1e-3
 
 
@@ -176,14 +176,14 @@ def test_all_namings_give_the_same_bits(hub, tmp_path):
     new, old = vit.state_dict(), load_file(file)
     assert set(old) == set(old_names(new)) and set(old) != set(new)
     assert len(timm_names(old)) == 150
-    first, _ = map_vit(old)
+    first, _ = convert_vit_weights(old)
     for weights in (
         new,
         timm_names(old),
         {f'module.backbone.{k}': v for k, v in timm_names(old).items()},
         {f'encoder.{k}': v for k, v in old.items()},
     ):
-        state, _ = map_vit(weights)
+        state, _ = convert_vit_weights(weights)
         assert set(state) == set(first) and all(state[k].equal(first[k]) for k in first)
     nets = []
     for name, weights in (('hf.safetensors', old), ('timm.safetensors', timm_names(old))):
@@ -194,7 +194,7 @@ def test_all_namings_give_the_same_bits(hub, tmp_path):
 
 
 def test_the_state_fills_an_encoder(hub):
-    Encoder(224, 192, 768, 3).load_state_dict(map_vit(hub[0].state_dict())[0], strict=True)
+    ViTEncoder(224, 192, 768, 3).load_state_dict(convert_vit_weights(hub[0].state_dict())[0], strict=True)
 
 
 def test_classifier_pooler_and_mask_token_are_told(tmp_path):
@@ -237,7 +237,7 @@ def test_every_name_is_used_or_unused_exactly_once(prefix, heads, outside, timm,
     names = list(weights)
     order.shuffle(names)
     weights = {k: weights[k] for k in names}
-    state, unused = map_vit(weights)
+    state, unused = convert_vit_weights(weights)
     used = [k for k in weights if k not in unused]
     assert len(unused) == len(set(unused)) and set(unused) == {prefix + h for h in heads} | (
         outside if prefix else set()
@@ -279,7 +279,7 @@ def small_weights():
 )
 def test_what_would_change_the_net_is_refused(extra, word):
     with pytest.raises(ValueError, match=word):
-        map_vit({**small_weights(), extra: torch.ones(6)})
+        convert_vit_weights({**small_weights(), extra: torch.ones(6)})
 
 
 def without(state, *parts):
@@ -369,7 +369,7 @@ def test_no_last_norm_is_told(hub, tmp_path):
         ),
     )
     assert set(report['missing']) == {'norm.weight', 'norm.bias'} and net.vit.norm.weight.eq(1).all()
-    assert 'norm.weight' in describe_loading(report)
+    assert 'norm.weight' in format_load_report(report)
 
 
 @settings(max_examples=30, deadline=None)
@@ -383,9 +383,9 @@ def test_resized_positions_have_the_grid_asked_for_and_keep_constants(old, new, 
 
 def test_folding_is_the_same_layer():
     x, w, b = torch.rand(2, 3, 64, 64).double(), torch.randn(8, 3, 16, 16), torch.randn(8)
-    m, s = (torch.tensor(v).double().view(3, 1, 1) for v in IMAGENET.values())
+    m, s = (torch.tensor(v).double().view(3, 1, 1) for v in IMAGENET_NORM.values())
     conv = functools.partial(torch.nn.functional.conv2d, stride=16)
-    fw, fb = (v.double() for v in fold_normalisation(w, b, **IMAGENET))
+    fw, fb = (v.double() for v in fold_normalisation(w, b, **IMAGENET_NORM))
     torch.testing.assert_close(conv(x, fw, fb), conv((x - m) / s, w.double(), b.double()), atol=1e-4, rtol=1e-5)
 
 
@@ -601,5 +601,5 @@ def test_timm_names_under_vit_are_not_taken_for_ours(hub, tmp_path):
     report = load_pretrained(
         net, write(tmp_path / 'a.safetensors', {f'vit.{k}': v for k, v in timm_names(load_file(hub[1])).items()})
     )
-    off, _ = gaps(hub[0], net, **HALF)
+    off, _ = gaps(hub[0], net, **HALF_NORM)
     assert max(off) < 1e-4 and len(report['used']) == 150

@@ -17,10 +17,10 @@ from bcss_nb.core import ranges
 from bcss_nb.core.ranges import Range, check_ranges
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
-from bcss_nb.data.tiling import Cut
+from bcss_nb.data.tiling import TilingConfig
 from bcss_nb.inference.engines import ENGINES
 from bcss_nb.serving.settings import Settings
-from bcss_nb.training.config import BUDGETS, Config
+from bcss_nb.training.config import BUDGETS, TrainConfig
 from bcss_nb.training.train import main as train
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def test_predict_refuses_before_anything_is_loaded(option, value, monkeypatch, c
 
 
 def test_export_and_serve_refuse_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr('bcss_nb.data.dataset.load_set', lambda *a: pytest.fail('the set was loaded first'))
+    monkeypatch.setattr('bcss_nb.data.dataset.load_dataset', lambda *a: pytest.fail('the set was loaded first'))
     monkeypatch.setattr('bcss_nb.serving.app.run_service', lambda *a: pytest.fail('the service was started'))
     for args in (
         ['export', 'x', '--data', 'x', '--out', str(tmp_path / 'o'), '--tiles', '-1'],
@@ -117,13 +117,13 @@ def test_export_and_serve_refuse_before_anything_is_loaded(monkeypatch, capsys, 
 
 def test_every_parameter_of_a_training_has_a_range():
     free = {'model', 'weighted', 'pretrained', 'compile'}
-    assert {f.name for f in fields(Config)} - free == set(ranges.TRAIN_RANGES) - {'resume', 'track'}
+    assert {f.name for f in fields(TrainConfig)} - free == set(ranges.TRAIN_RANGES) - {'resume', 'track'}
     assert set(ranges.TRAIN_RANGES['budget'].words) == set(BUDGETS) and set(ranges.EXPORTED_ENGINES) == set(ENGINES)
     params = yaml.safe_load((ROOT / 'params/train.yaml').read_text())
     check_ranges(params, ranges.TRAIN_RANGES)
     for name, r in numbers(ranges.TRAIN_RANGES).items():
         for value in (*BAD, below(r), above(r)):
-            refuses(lambda v=value, n=name: Config(**{n: v}), name)
+            refuses(lambda v=value, n=name: TrainConfig(**{n: v}), name)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_every_parameter_of_a_training_has_a_range():
     '--resume=perhaps'.split(),
 )
 def test_training_refuses_before_the_set_is_loaded(args, monkeypatch, tmp_path):
-    monkeypatch.setattr('bcss_nb.training.train.load_set', lambda *a: pytest.fail('the set was loaded first'))
+    monkeypatch.setattr('bcss_nb.training.train.load_dataset', lambda *a: pytest.fail('the set was loaded first'))
     with pytest.raises(SystemExit) as caught:
         train([args, f'--out={tmp_path}/run', '--data=x'])
     name, value = args.lstrip('-').split('=')
@@ -152,7 +152,7 @@ def test_training_refuses_before_the_set_is_loaded(args, monkeypatch, tmp_path):
     ],
 )
 def test_prepare_refuses_before_it_reads(args, monkeypatch, tmp_path):
-    monkeypatch.setattr('bcss_nb.data.prepare.find_root', lambda *a: pytest.fail('the data was read first'))
+    monkeypatch.setattr('bcss_nb.data.prepare.detect_layout', lambda *a: pytest.fail('the data was read first'))
     refuses(lambda: prepare('kaggle224', 'x', tmp_path / 'out', **args), next(k for k in args if k != 'split'))
 
 
@@ -167,7 +167,7 @@ def test_cutting_and_the_sample_refuse():
         dict(size=224.5),
         dict(edge='cut'),
     ):
-        refuses(lambda a=args: Cut(**a))
+        refuses(lambda a=args: TilingConfig(**a))
     for args in (
         dict(patients=-1),
         dict(patients=11),

@@ -21,11 +21,11 @@ from test_predict import Plain, Reddish
 
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.batch import predict_files
-from bcss_nb.inference.discovery import find_pictures
+from bcss_nb.inference.discovery import find_images
 from bcss_nb.inference.outputs import predict_file
 from bcss_nb.inference.pixels import UnreadableImage
-from bcss_nb.inference.prediction import predict
-from bcss_nb.inference.readers import Picture
+from bcss_nb.inference.prediction import predict_image
+from bcss_nb.inference.readers import SlideReader
 from bcss_nb.inference.result_folders import ResultConflict
 
 OUTPUTS = ['.classes.ome.tif', '.geojson', '.json', '.overlay.png']
@@ -99,7 +99,7 @@ def test_a_part_of_a_map_that_is_gone_is_an_error(tmp_path):
 
     (tmp_path / 'maps').mkdir()
     with pytest.raises(FileNotFoundError, match='a part of the map is missing'):
-        predict(Picture(image), Reddish(), 256, 192, folder=tmp_path / 'maps', progress=lose)
+        predict_image(SlideReader(image), Reddish(), 256, 192, folder=tmp_path / 'maps', progress=lose)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def strangers(tmp_path):
 def test_files_of_others_stay_as_they_are(strangers):
     before = content(strangers)
     for _ in range(2):
-        assert predict_files(find_pictures([strangers / 'slide.png']), Reddish(), strangers, mpp=0.25) == 0
+        assert predict_files(find_images([strangers / 'slide.png']), Reddish(), strangers, mpp=0.25) == 0
     after = content(strangers)
     assert {k: after[k] for k in before} == before
     assert sorted(set(after) - set(before)) == sorted(
@@ -208,7 +208,7 @@ def test_out_is_the_folder_of_the_pictures(tmp_path, recwarn):
     save(tmp_path / 'a.png')
     save(tmp_path / 'b/c.png')
     for recursive, want in ((False, 1), (True, 2), (True, 2)):
-        pictures = find_pictures([tmp_path], recursive)
+        pictures = find_images([tmp_path], recursive)
         assert len(pictures) == want
         assert predict_files(pictures, Reddish(), tmp_path, roots=[tmp_path], mpp=0.25) == 0
     assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob('*.bcss')) == ['a.png.bcss', 'b/c.png.bcss']
@@ -330,7 +330,7 @@ def test_unreadable_files_are_named_and_the_others_done(tmp_path, capsys):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     save(tmp_path / 'z good.png')
-    pictures = find_pictures([tmp_path])
+    pictures = find_images([tmp_path])
     num_failed = predict_files(pictures, Reddish(), tmp_path / 'out', mpp=0.25)
     out, err = capsys.readouterr()
     assert 'z good.png: ' in out and num_failed >= len(files) - 5 and 'Traceback' not in err
@@ -346,4 +346,4 @@ def test_hidden_files_are_no_pictures(tmp_path):
     for name in ('._a.png', '.DS_Store', '.hidden.tif'):
         (tmp_path / name).write_bytes(b'x')
     save(tmp_path / 'a.png')
-    assert [f.name for f in find_pictures([tmp_path])] == ['a.png']
+    assert [f.name for f in find_images([tmp_path])] == ['a.png']

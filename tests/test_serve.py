@@ -21,7 +21,7 @@ from PIL import Image
 from shared_serve import memory, requests_logged, service
 
 from bcss_nb.data.simulator import simulate_roi
-from bcss_nb.inference.engines import OnnxEngine, as_input, read_manifest
+from bcss_nb.inference.engines import OnnxEngine, to_nchw_float, read_manifest
 
 HOSTILE = int(os.environ.get('HOSTILE', 300))  # requests; 5000 for a long look
 pytestmark = pytest.mark.timeout(max(600, HOSTILE))
@@ -81,7 +81,7 @@ assert not heavy, heavy"""
 
 def test_triton_client_gets_the_logits_of_onnx_runtime(served, exported, tile):
     triton = pytest.importorskip('tritonclient.http')
-    x = as_input(np.stack([tile, tile[::-1], tile[:, ::-1]]))
+    x = to_nchw_float(np.stack([tile, tile[::-1], tile[:, ::-1]]))
     client = triton.InferenceServerClient(served[0].removeprefix('http://'))
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready('bcss')
     about = client.get_model_metadata('bcss')
@@ -441,7 +441,7 @@ def test_triton_client_is_told_why_and_may_compress(served, tile):
         c.infer('bcss', [given])
     with pytest.raises(InferenceServerException):
         c.infer('bcss', [given], model_version='2')
-    x = as_input(tile[None])
+    x = to_nchw_float(tile[None])
     given = triton.InferInput('image', list(x.shape), 'FP32')
     given.set_data_from_numpy(x)
     plain = c.infer('bcss', [given], model_version='1').as_numpy('logits')

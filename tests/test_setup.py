@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bcss_nb.data.dataset import load_set
+from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import prepare
 from bcss_nb.data.simulator import make_sample
-from bcss_nb.data.sources import find_root
+from bcss_nb.data.sources import detect_layout
 
 ROOT = Path(__file__).parent.parent
 HOLD = dict(test_patients='SYNT-H1-0000', val=0.0)
@@ -84,7 +84,7 @@ def test_a_raw_folder_of_any_name(tiles, tmp_path):
         PYTHONPATH=str(clone),
     )
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
-    assert load_set(clone / 'data/processed').manifest['counts']['kept'] > 10
+    assert load_dataset(clone / 'data/processed').manifest['counts']['kept'] > 10
     said = make(clone, '-o', 'setup', 'data', f'VENV={ROOT / ".venv"}', 'SOURCE=kaggle224', f'RAW={raw}x')
     assert said.returncode != 0 and f'The raw folder {raw}x does not exist' in said.stderr
 
@@ -95,7 +95,7 @@ def test_endings_in_capitals(tiles, tmp_path):
         new.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(f, new)
     kept = [
-        load_set(prepare('kaggle224', raw, tmp_path / str(i), **HOLD))
+        load_dataset(prepare('kaggle224', raw, tmp_path / str(i), **HOLD))
         for i, raw in enumerate((tiles.parent, tmp_path / 'raw'))
     ]
     assert kept[0].manifest['id'] == kept[1].manifest['id'] and len(kept[0].tiles) > 10
@@ -112,7 +112,7 @@ def zipped(tiles, path, separator='/'):
 
 def test_a_zip_with_backslashes(tiles, tmp_path):
     kept = [
-        load_set(prepare('kaggle224', zipped(tiles, tmp_path / f'{i}.ZIP', s), tmp_path / f'set{i}', **HOLD))
+        load_dataset(prepare('kaggle224', zipped(tiles, tmp_path / f'{i}.ZIP', s), tmp_path / f'set{i}', **HOLD))
         for i, s in enumerate('/\\')
     ]
     assert kept[0].manifest['id'] == kept[1].manifest['id'] and len(kept[0].tiles) > 10
@@ -125,6 +125,6 @@ def test_half_a_zip_is_called_so(tiles, share, tmp_path):
     for path in (tmp_path / 'half.zip', tmp_path / 'folder/half.zip'):
         path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ValueError, match='a zip whose end is missing .* fetch it again'):
-        find_root(tmp_path / 'half.zip', 'kaggle224')
+        detect_layout(tmp_path / 'half.zip', 'kaggle224')
     with pytest.raises(FileNotFoundError, match='half.zip: a zip whose end is missing'):
-        find_root(tmp_path / 'folder', 'kaggle224')
+        detect_layout(tmp_path / 'folder', 'kaggle224')

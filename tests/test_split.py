@@ -9,7 +9,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bcss_nb.data.splits import check_split, patient_fold, people_of, shared_patients, shipped_parts, split_patients
+from bcss_nb.data.splits import (
+    check_split,
+    kfold_test_patients,
+    patient_table,
+    shared_patients,
+    shipped_split,
+    split_patients,
+)
 
 SITES = [a + b for a in 'ABCDEO' for b in string.digits + 'L']
 PARTS = {'train', 'val', 'test'}
@@ -64,9 +71,9 @@ def test_hospitals_are_held_out_whole(tiles, data, seed, val):
 @relaxed
 @given(crowds(), st.integers(2, 5), st.integers(0, 10_000))
 def test_folds_hold_every_patient_out_once(tiles, folds, seed):
-    people = people_of(tiles)
+    people = patient_table(tiles)
     assume(len(people) >= 2 * folds)
-    parts = [patient_fold(people, folds, f, seed) for f in range(folds)]
+    parts = [kfold_test_patients(people, folds, f, seed) for f in range(folds)]
     assert sorted(p for part in parts for p in part) == sorted(people.patient) and all(parts)
     out = applied(tiles, name='patient-kfold', folds=folds, fold=seed % folds, seed=seed, val=0.0)
     assert set(out.patient[out.split == 'test']) == parts[seed % folds]
@@ -85,7 +92,7 @@ def test_lists_are_followed(tiles, data, seed):
 @given(crowds())
 def test_a_leak_is_counted_and_refused(tiles):
     tiles = (
-        tiles.assign(split=shipped_parts(tiles))
+        tiles.assign(split=shipped_split(tiles))
         if set(tiles.shipped_split) == {'train', 'val'}
         else tiles.assign(split='train')
     )
@@ -113,4 +120,4 @@ def test_stratified_folds_are_closer_to_the_whole_than_chance():
         return np.abs(share(chosen) - share(people.patient)).sum()
 
     drawn = [off(rng.choice(people.patient, 12, replace=False)) for _ in range(200)]
-    assert np.mean([off(patient_fold(people, 5, f)) for f in range(5)]) < np.median(drawn) / 2
+    assert np.mean([off(kfold_test_patients(people, 5, f)) for f in range(5)]) < np.median(drawn) / 2

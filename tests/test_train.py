@@ -16,14 +16,14 @@ import pytest
 import torch
 import yaml
 
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from bcss_nb.training.config import Config
+from bcss_nb.training.config import TrainConfig
 from bcss_nb.training.metrics import DiceCELoss
-from bcss_nb.training.resume import Stopped
+from bcss_nb.training.resume import RunInterrupted
 from bcss_nb.training.train import fit
-from bcss_nb.training.trainer import Trainer, progress, train_step
+from bcss_nb.training.trainer import Trainer, budget_fraction, train_step
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
@@ -31,7 +31,7 @@ TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '
 
 @pytest.fixture(scope='module')
 def ts():
-    return load_set(smoke_set())
+    return load_dataset(sample_dataset())
 
 
 def python(*args, **kwargs):
@@ -48,7 +48,7 @@ def python(*args, **kwargs):
     ],
 )
 def test_killed_runs_end_with_the_same_bits(tmp_path, kills, config):
-    smoke_set()
+    sample_dataset()
     words = python('tests/killed.py', tmp_path, kills, json.dumps(config))
     print(words)
     assert 'killed runs ended bit-equal' in words
@@ -57,7 +57,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path, kills, config):
 @pytest.mark.parametrize('model,accumulate,precision', [('unet', 1, '64-true'), ('unetr', 2, '64-true')])
 def test_two_processes_learn_what_one_does(tmp_path, model, accumulate, precision):
     "Norms in float32 round by 1e-5 to 4e-5 even alone (against float64), so that gradients are compared in float64."
-    smoke_set()
+    sample_dataset()
     env = dict(os.environ, OMP_NUM_THREADS='1')
     python('tests/shared_step.py', tmp_path / 'one.pt', model, accumulate, precision, env=env)
     python(*TORCHRUN, 'tests/shared_step.py', tmp_path / 'two.pt', model, accumulate, precision, env=env)
@@ -73,7 +73,7 @@ def test_two_processes_learn_what_one_does(tmp_path, model, accumulate, precisio
 
 
 def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
-    smoke_set()
+    sample_dataset()
     command = [*TORCHRUN, '-m', 'bcss_nb.training.train', '--steps', '30', '--batch', '4', '--out', tmp_path / 'run']
     env = dict(os.environ, OMP_NUM_THREADS='1')
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL, env=env)
@@ -92,7 +92,7 @@ def test_torchrun_trains_writes_once_and_goes_on(tmp_path):
 
 
 def test_many_processes_go_by_one_clock_and_save_together(tmp_path):
-    smoke_set()
+    sample_dataset()
     python(
         *TORCHRUN,
         '-m',
@@ -123,7 +123,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(ts, tmp_path):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match='stopped after step 3.*goes on from there'):
+    with pytest.raises(RunInterrupted, match='stopped after step 3.*goes on from there'):
         fit(t, tmp_path, log)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = []
@@ -158,7 +158,7 @@ def test_an_unfinished_run_of_another_config_is_refused_and_kept(ts, tmp_path, c
     def stop(step, **values):
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(RunInterrupted):
         fit(Trainer(ts, 'unet', steps=4, batch=2), tmp_path, stop)
     before = (tmp_path / 'last.pt').read_bytes()
     name, value = next(iter(change.items()))
@@ -169,7 +169,7 @@ def test_an_unfinished_run_of_another_config_is_refused_and_kept(ts, tmp_path, c
 
 def test_another_data_set_and_a_damaged_file_are_refused(ts, tmp_path):
     fit(Trainer(ts, 'unet', steps=1, batch=2), tmp_path)
-    other = load_set(smoke_set())
+    other = load_dataset(sample_dataset())
     other.manifest['id'] = 'f' * 64
     with pytest.raises(ValueError, match='is another run .*data .*, now ffffffffffff'):
         fit(Trainer(other, 'unet', steps=1, batch=2), tmp_path, resume='yes')
@@ -213,7 +213,7 @@ def test_the_clock_may_be_the_budget(ts, tmp_path):
 def test_accumulation_learns_from_the_whole_batch(ts):
     t = Trainer(ts, 'unetr', steps=2, batch=4, accumulate=2, precision='32-true')
     train_step(t)
-    assert t.step == 1 and t.stream.at == 4 and progress(t) == 0.5
+    assert t.step == 1 and t.stream.at == 4 and budget_fraction(t) == 0.5
 
 
 def test_ema_and_weights_are_kept_apart(ts, tmp_path):
@@ -230,7 +230,7 @@ def test_the_notebook_has_the_parameters_of_the_command_line():
     cells = json.loads((ROOT / 'nbs/03_train.ipynb').read_text())['cells']
     names = {}
     exec(''.join(next(c for c in cells if 'parameters' in c['metadata'].get('tags', []))['source']), names)
-    config = asdict(Config())
+    config = asdict(TrainConfig())
     assert set(config) | {'data', 'out', 'resume', 'track', 'group'} == set(names) - {'__builtins__'}
     assert {k: v for k, v in config.items() if k != 'steps'} == {k: names[k] for k in config if k != 'steps'}
 
@@ -238,7 +238,7 @@ def test_the_notebook_has_the_parameters_of_the_command_line():
 def test_the_pipeline_passes_every_parameter_with_the_same_default():
     run, train = (yaml.safe_load((ROOT / name).read_text()) for name in ('params.yaml', 'params/train.yaml'))
     stage = yaml.safe_load((ROOT / 'dvc.yaml').read_text())['stages']['train']
-    config = asdict(Config())
+    config = asdict(TrainConfig())
     assert (run['seeds'][0], run['budget']) == (config['seed'], config['budget'])
     assert '-f params/train.yaml' in stage['cmd'] and {'params/train.yaml': None} in stage['params']
     assert {k: v for k, v in train.items() if k != 'resume'} == {
@@ -271,7 +271,7 @@ def test_mixed_precision_and_compile_are_options(ts):
 
 
 def test_processes_that_read_different_checkpoints_stop(ts, tmp_path, monkeypatch):
-    monkeypatch.setattr('bcss_nb.training.train.gather', lambda t, mine: [mine, mine + 5])
+    monkeypatch.setattr('bcss_nb.training.train.all_gather', lambda t, mine: [mine, mine + 5])
     with pytest.raises(ValueError, match='last.pt changed while processes read it .steps .0, 5.'):
         fit(Trainer(ts, 'unet', steps=1, batch=2), tmp_path)
     assert not list(tmp_path.glob('*.pt'))

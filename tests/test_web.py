@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from shared_serve import proxy, service
 
-from bcss_nb.core.labels import get_schema, rgb_table
+from bcss_nb.core.labels import get_schema, label_palette
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.inference.engines import open_engine
-from bcss_nb.inference.prediction import predict
-from bcss_nb.inference.readers import Picture
+from bcss_nb.inference.prediction import predict_image
+from bcss_nb.inference.readers import SlideReader
 
 BROWSER = os.environ.get('CHROMIUM') or next(
     filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None
@@ -90,9 +90,9 @@ def test_upload_shows_the_map_of_the_engine(page, tile, exported, tmp_path):
     done(page)
     engine = open_engine(exported)
     pixels = np.asarray(Image.open(tile))
-    want = predict(Picture(pixels), engine)
+    want = predict_image(SlideReader(pixels), engine)
     map_ = shown(page)
-    assert (map_[..., 3] == 255).all() and (map_[..., :3] == rgb_table(engine.schema)[want.label]).all()
+    assert (map_[..., 3] == 255).all() and (map_[..., :3] == label_palette(engine.schema)[want.label]).all()
     assert page.evaluate("getComputedStyle(document.getElementById('map')).opacity") == '0.5'
     assert page.eval_on_selector('#picture', 'i => [i.naturalWidth, i.naturalHeight]') == [320, 224]
     rows = page.locator('#rows tr').all_inner_texts()
@@ -103,7 +103,7 @@ def test_opacity_toggles_doubt(page, tile, exported):
     choose(page, tile)
     done(page)
     before = shown(page)
-    tumor = (before[..., :3] == rgb_table(get_schema('kaggle3'))[1]).all(-1)
+    tumor = (before[..., :3] == label_palette(get_schema('kaggle3'))[1]).all(-1)
     assert tumor.any()
     page.uncheck('[aria-label="Show tumor"]')
     assert (shown(page)[..., 3] == 0)[tumor].all() and (shown(page)[..., 3] == 255)[~tumor].all()

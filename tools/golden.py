@@ -22,8 +22,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bcss_nb.core.files import write_json
-from bcss_nb.data.dataset import load_set
-from bcss_nb.data.prepare import smoke_set
+from bcss_nb.data.dataset import load_dataset
+from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.data.simulator import simulate_roi
 from bcss_nb.evaluation.evaluations import evaluate_runs
 from bcss_nb.inference.engines import open_engine
@@ -152,7 +152,7 @@ def read_reports(reports: Path) -> dict:
 
 def compute(reports: Path | None) -> dict:
     "Everything, in a folder that goes away."
-    dataset = load_set(smoke_set())
+    dataset = load_dataset(sample_dataset())
     golden = {'dataset': dataset.manifest['id']}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

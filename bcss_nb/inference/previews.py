@@ -9,14 +9,14 @@ __all__ = ['Preview', 'StructureMap']
 import numpy as np
 from pathlib import Path
 from .background import CELL, SQUARE, background_cells, flat_cells, to_pixels
-from .readers import Picture
+from .readers import SlideReader
 from .tiff import Region
 
 # %% ../../nbs/inference/13_previews.ipynb #06-predi26
 class Preview:
     "A small copy of a picture, made while its windows are read."
 
-    def __init__(self, p: Picture, longest=2048):  # pixels of its longer side
+    def __init__(self, p: SlideReader, longest=2048):  # pixels of its longer side
         self.step = max(1, -(-max(p.width, p.height) // longest))
         self.pixels = np.full((-(-p.height // self.step), -(-p.width // self.step), 3), 255, np.uint8)
 
@@ -34,7 +34,7 @@ class StructureMap:
 
     def __init__(
         self,
-        p: Picture,
+        p: SlideReader,
         folder: Path | None = None,  # for the map of a large picture; None: in memory
     ):
         shape = -(-p.height // CELL), -(-p.width // CELL)

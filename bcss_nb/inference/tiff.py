@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_DECODED_PIXELS', 'MIN_CACHED_BYTES', 'describe_page', 'check_codec', 'check_coded_size', 'choose_series',
            'size_of_tiff', 'Region', 'Segment', 'segments_under', 'paste_segment', 'read_segment', 'to_rgb',
-           'TiffSource']
+           'TiffReader']
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff02
 import io
@@ -325,7 +325,7 @@ def to_rgb(
     return flatten_alpha(canvas, samples.alpha is Alpha.PREMULTIPLIED)
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff15
-class TiffSource:
+class TiffReader:
     "The main image of a TIFF, with its coarser levels."
 
     def __init__(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.files import atomic, from_root, load_torch
+from ..core.files import atomic_write, project_path, safe_torch_load
 from ..core.labels import get_schema
 from .registry import build_model
 
@@ -18,7 +18,7 @@ from .registry import build_model
 def save_checkpoint(path: Path, **what):
     "Write a checkpoint; OSError when it cannot be written, and then the file that was there is still there."
     try:
-        with atomic(path) as tmp, open(tmp, 'wb') as f:
+        with atomic_write(path) as tmp, open(tmp, 'wb') as f:
             torch.save(what, f)
     except (OSError, RuntimeError) as e:
         raise OSError(
@@ -30,7 +30,7 @@ def read_checkpoint(
     path: str | Path,
 ) -> dict:  # FileNotFoundError; ValueError when it is damaged or holds more than plain data
     "Read a checkpoint, safely, after checking every byte."
-    path = from_root(path)
+    path = project_path(path)
     if path.is_dir():
         raise ValueError(f'{path} is a folder, not a checkpoint: give a file, for instance best.pt of a run')
     if not path.exists():
@@ -38,7 +38,7 @@ def read_checkpoint(
     with open(path, 'rb') as f:
         begins = f.read(2)
     try:
-        return load_torch(path)
+        return safe_torch_load(path)
     except Exception as e:
         why = f'{type(e).__name__}: {str(e)[:100]}' if begins == b'PK' else 'it is no file of PyTorch'
         raise ValueError(

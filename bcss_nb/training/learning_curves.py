@@ -7,13 +7,13 @@ __all__ = ['plot_learning_curves']
 
 # %% ../../nbs/training/12_learning_curves.ipynb #12_learn-h02
 import numpy as np
-from ..core.labels import Schema
+from ..core.labels import LabelSchema
 from ..core.plotting import MODEL_COLORS
 
 # %% ../../nbs/training/12_learning_curves.ipynb #30c020f0
 def plot_learning_curves(
     runs: dict,  # name -> trainings of one model; a training is the list of rows that `fit` records
-    schema: Schema | None = None,  # also draw the classes, of the first training of each model
+    schema: LabelSchema | None = None,  # also draw the classes, of the first training of each model
 ):  # a matplotlib figure
     "Plot loss and validation Dice against steps, one line per training."
     import matplotlib.pyplot as plt
