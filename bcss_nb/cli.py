@@ -40,7 +40,7 @@ def add_predict(p):
     )
     p.add_argument('--out', required=True, type=home_path, help='folder for class maps, outlines, overlays and areas')
     p.add_argument(
-        '--mpp', type=float, help='micrometres per pixel of the files, where they do not say, or say it wrongly'
+        '--mpp', type=float, help='micrometers per pixel of the files, where they do not say, or say it wrongly'
     )
     p.add_argument(
         '--window',
@@ -62,13 +62,13 @@ def add_predict(p):
         '--least',
         type=float,
         default=MIN_REGION_UM2,
-        help='smaller regions join their neighbour, square micrometres (default: %(default)s)',
+        help='smaller regions join their neighbor, square micrometers (default: %(default)s)',
     )
     p.add_argument(
         '--simplify',
         type=float,
         default=SIMPLIFY_UM,
-        help='tolerance of outlines, micrometres; 0 keeps every pixel (default: %(default)s)',
+        help='tolerance of outlines, micrometers; 0 keeps every pixel (default: %(default)s)',
     )
     p.add_argument('--probabilities', dest='prob', action='store_true', help='write an OME-Zarr of probabilities too')
     p.add_argument(

@@ -23,7 +23,7 @@ import torch
 from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.demo import demo_runs
-from bcss_nb.inference.engines import ENGINES, TorchEngine, to_nchw_float, open_engine
+from bcss_nb.inference.engines import ENGINES, TorchEngine, open_engine, to_nchw_float
 from bcss_nb.models.checkpoint import load_checkpoint
 from bcss_nb.serving.export import export_run
 from bcss_nb.training.provenance import device_name

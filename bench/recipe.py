@@ -30,7 +30,7 @@ from bcss_nb.data.prepare import prepare, sample_dataset
 from bcss_nb.data.simulator import SITES, simulate_roi
 from bcss_nb.training.metrics import confusion, dice
 from bcss_nb.training.tile_predictions import predict_tiles
-from bcss_nb.training.trainer import Trainer, budget_fraction, update_elapsed, train_step
+from bcss_nb.training.trainer import Trainer, budget_fraction, train_step, update_elapsed
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
 OUT = Path('reports/bench/recipe.csv')
@@ -39,7 +39,7 @@ VARIANTS = {
     'no turns': dict(turn=False),
     'no stain': dict(stain=0.0),
     'no light': dict(light=0.0),
-    'dyes keep their colour': dict(dye=0.0),
+    'dyes keep their color': dict(dye=0.0),
     'stain 0.2': dict(stain=0.2),
     'light 0.2': dict(light=0.2),
     'CutMix': dict(mix=0.5),
@@ -92,7 +92,7 @@ def one_patient(hospital, tiles=(10, 15)):
 
 
 def third_patient():
-    "128 tiles of a patient in another stain, with tumour marked: images, masks (1 is tumour)."
+    "128 tiles of a patient in another stain, with tumor marked: images, masks (1 is tumor)."
     files = sorted((REAL / 'tumor_only' / 'images').glob('*'))
     masks = [next((REAL / 'tumor_only' / 'masks').glob(f.stem + '.*')) for f in files]
     return np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files]), np.stack(

@@ -131,7 +131,7 @@ def structure(pages, with_picture) -> list:
         if twice := [i for i, n in Counter(x['id'] for x in soup(id=True)).items() if n > 1]:
             say(f'ids twice: {twice[:3]}')
         if '\x1b[' in soup.get_text():
-            say('terminal colours')
+            say('terminal colors')
         if page in with_picture and not (soup.article or soup).select('img, svg[role=img], .output'):
             say('a notebook page without a picture or an output')
     return found + [f'{p}: missing' for p in with_picture - pages.keys()]

@@ -121,7 +121,7 @@ def png(path: Path, pixels: np.ndarray, color_type: int):
 
 
 def png16(color_type: int):
-    "Return a maker of 16-bit PNGs: color type 0 grey, 2 RGB, 6 RGBA."
+    "Return a maker of 16-bit PNGs: color type 0 gray, 2 RGB, 6 RGBA."
 
     def make(path: Path, rgb: np.ndarray):
         pixels = {0: gray_of(rgb), 2: rgb, 6: rgba_of(rgb)}[color_type]
@@ -239,9 +239,9 @@ KINDS = (
     Kind('palette.png', palette_png, agreement=0.97),
     Kind('rgb_color_key.png', with_pillow(transparency=(1, 2, 3))),
     Kind('palette_alpha.png', lambda path, rgb: palette_png(path, rgb, transparency=b'\xff' * 256), agreement=0.97),
-    Kind('grey.png', with_pillow('L'), 'gr[ae]y'),
-    Kind('grey_alpha.png', with_pillow('LA'), 'gr[ae]y'),
-    Kind('grey_color_key.png', with_pillow('L', transparency=7), 'gr[ae]y'),
+    Kind('gray.png', with_pillow('L'), 'gr[ae]y'),
+    Kind('gray_alpha.png', with_pillow('LA'), 'gr[ae]y'),
+    Kind('gray_color_key.png', with_pillow('L', transparency=7), 'gr[ae]y'),
     Kind('bilevel.png', with_pillow('1'), '1-bit|bilevel|gr[ae]y|black and white'),
     Kind('rgb16.png', png16(2), '16-bit'),
     Kind('rgba16.png', png16(6), '16-bit'),
@@ -252,7 +252,7 @@ KINDS = (
     Kind('rgb.jpg', with_pillow(quality=95, keep_rgb=True), agreement=0.99),
     Kind('cmyk.jpg', jpeg_cmyk, 'cmyk'),
     Kind('ycck.jpg', lambda path, rgb: jpeg_cmyk(path, rgb, 'YCCK'), 'cmyk|ycck'),
-    Kind('grey.jpg', with_pillow('L'), 'gr[ae]y'),
+    Kind('gray.jpg', with_pillow('L'), 'gr[ae]y'),
     Kind('rgb.webp', with_pillow(lossless=True)),
     Kind('rgba.webp', with_pillow('RGBA', lossless=True)),
     Kind('rgb.bmp', with_pillow(), served=False),

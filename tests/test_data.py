@@ -73,7 +73,7 @@ def binary(p):
     Image.fromarray(np.full((224, 224), 255, np.uint8)).save(p)
 
 
-def colour(p):
+def color(p):
     Image.fromarray(np.zeros((224, 224, 3), np.uint8)).save(p)
 
 
@@ -97,7 +97,7 @@ def blank(p):
         (image, blank, 'blank image'),
         (mask, small, 'mask is 100x224 pixels'),
         (mask, binary, 'code 255'),
-        (mask, colour, 'mask is 8-bit RGB'),
+        (mask, color, 'mask is 8-bit RGB'),
         (mask, gone, 'image without mask'),
         (mask, truncate, 'mask is truncated'),
     ],
@@ -201,14 +201,14 @@ def test_one_of_each_bad_file(kaggle, tmp_path):
             (train, truncate, 'image is truncated'),
             (train, rgba, 'image is RGBA'),
             (train, palette, 'image is 8-bit palette'),
-            (train, grey16, 'image is 16-bit grey'),
+            (train, grey16, 'image is 16-bit gray'),
             (train, small, 'mask is 224x224 pixels, its image 100x224'),
             (train, blank, 'blank image'),
             (train, gone, 'mask without image'),
             (mask, gone, 'image without mask'),
             (mask, small, 'mask is 100x224 pixels'),
             (mask, binary, 'code 255'),
-            (mask, colour, 'mask is 8-bit RGB'),
+            (mask, color, 'mask is 8-bit RGB'),
             (mask, truncate, 'mask is truncated'),
             (train, lambda p: p.write_bytes(b'GIF89a' + bytes(50)), 'image is not a PNG file'),
             (train, lambda p: p.write_bytes(b''), 'image is not a PNG file'),
@@ -246,7 +246,7 @@ def test_one_of_each_bad_file(kaggle, tmp_path):
     }
     out = prepare('kaggle224', kaggle, tmp_path / 'out', **HOLD)
     findings = pd.read_csv(out / 'findings.csv')
-    aside = findings[(findings.done == 'set aside') & ~findings.reason.str.contains('unlabelled')]
+    aside = findings[(findings.done == 'set aside') & ~findings.reason.str.contains('unlabeled')]
     found = {n.removesuffix('.png') if n.endswith('size224.png') else n: r for n, r in zip(aside.name, aside.reason)}
     assert found.keys() == bad.keys() and all(bad[n] in r for n, r in found.items())
     kept, before = set(load_dataset(out, verify=True).tiles.tile), set(load_dataset(whole).tiles.tile)
@@ -284,7 +284,7 @@ def test_lost_class_is_found_beside_raw_codes(sample, tmp_path):
     m[m == 2] = 0
     Image.fromarray(m).save(victim)
     aside = pd.read_csv(prepare('auto', raw / 'kaggle224', tmp_path / 'out', **HOLD) / 'quarantine.csv')
-    assert aside[~aside.reason.str.contains('unlabelled')].values.tolist() == [
+    assert aside[~aside.reason.str.contains('unlabeled')].values.tolist() == [
         [victim.stem, aside.reason[aside.tile == victim.stem].item()]
     ]
     assert '100% of the stroma missing' in aside.reason[aside.tile == victim.stem].item()

@@ -87,7 +87,7 @@ def test_a_good_site_passes(tmp_path):
         ('A page that says what it is.', '', 'no description'),
         ('<title>T</title>', '', 'no title'),
         ('</article>', '<p id="top"></p></article>', 'ids twice'),
-        ('</article>', '\x1b[31mred</article>', 'terminal colours'),
+        ('</article>', '\x1b[31mred</article>', 'terminal colors'),
     ],
 )
 def test_what_is_broken_is_found(tmp_path, good, bad, said):

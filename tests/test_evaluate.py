@@ -22,11 +22,11 @@ from bcss_nb.evaluation.model_card import write_cards
 from bcss_nb.evaluation.perturbations import perturbation_table
 from bcss_nb.evaluation.report import write_report
 from bcss_nb.evaluation.scores import describe_scores
-from bcss_nb.evaluation.statistics import estimate, holm_adjust, paired_difference, bootstrap_counts
+from bcss_nb.evaluation.statistics import bootstrap_counts, estimate, holm_adjust, paired_difference
 from bcss_nb.evaluation.surface import surface_counts, surface_dice
 from bcss_nb.models.checkpoint import read_checkpoint, save_checkpoint
 from bcss_nb.serving.parity import benchmark_engine
-from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, precision, recall, plot_confusion
+from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, plot_confusion, precision, recall
 from bcss_nb.training.train import fit, validation_scores
 from bcss_nb.training.trainer import Trainer
 
@@ -244,7 +244,7 @@ def predicting(run, c, out, bias=1e4):
 
 
 def without_class(ts, c, part='test'):
-    "The set with nothing labelled as class c in one part."
+    "The set with nothing labeled as class c in one part."
     labels = ts.labels.copy()
     rows = ts.part(part)
     labels[rows] = np.where(labels[rows] == c, IGNORE, labels[rows])
@@ -294,7 +294,7 @@ def test_a_test_part_without_any_label_is_refused_with_a_sentence(runs, tmp_path
     ts = load_dataset(sample_dataset())
     for c in range(3):
         ts = without_class(ts, c)
-    with pytest.raises(ValueError, match='no labelled pixel'):
+    with pytest.raises(ValueError, match='no labeled pixel'):
         evaluate_runs(runs, ts, tmp_path / 'reports')
     assert not (tmp_path / 'reports').exists()
 
@@ -309,7 +309,7 @@ def test_the_checkpoint_is_chosen_by_classes_that_validation_patients_have(tmp_p
     assert 'no scored validation tile has it: tumor' in about['selection']
     for c in (0, 2):
         ts = without_class(ts, c, 'val')
-    with pytest.raises(ValueError, match='no labelled pixel'):
+    with pytest.raises(ValueError, match='no labeled pixel'):
         fit(Trainer(ts, 'unet', steps=4, batch=4, seed=1), tmp_path / 'none')
 
 
@@ -319,7 +319,7 @@ def test_engines_and_shifts_are_judged_by_the_classes_that_their_tiles_have():
     truth = ts.labels[rows]
 
     class Engine:
-        "Right everywhere but in one unlabelled class."
+        "Right everywhere but in one unlabeled class."
 
         name, wrong = 'fake', 0
 

@@ -19,7 +19,7 @@ from shared_serve import free_port, service
 from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.evaluation.perturbations import scale_stain
-from bcss_nb.serving.drift_report import first_exceedances, drift_over_time, drift_report
+from bcss_nb.serving.drift_report import drift_over_time, drift_report, first_exceedances
 from bcss_nb.serving.traffic import answers_of, feature_columns, read_store, traffic_table, unseen_features
 
 ROOT = Path(__file__).parent.parent
@@ -185,7 +185,7 @@ def test_compose():
 
 
 def test_chapter_reads_a_store(watched, tiles, exported, tmp_path):
-    "The parameterised chapter on what the service stored."
+    "The parameterized chapter on what the service stored."
     store = watched[2] / 'store'
     send(watched[1], tiles, 100, 50)
     send(watched[1], scale_stain(tiles, 0.6), 120, 51)
@@ -261,13 +261,16 @@ def event(kind, second, **more):
 def test_no_line_of_a_store_ends_the_report(tmp_path, line):
     good = [
         event('request', 1, status=200, ms=3.0),
-        event('answer', 2, model_id='a', numbers=dict(doubt=0.1, odd='high', huge=10**400)),
+        event('answer', 2, model_id='a', numbers=dict(uncertainty=0.1, odd='high', huge=10**400)),
     ]
     (tmp_path / 'store/day.jsonl').mkdir(parents=True)
     (tmp_path / 'store/empty.jsonl').write_bytes(b'')
     requests, answers, broken = read_store(stored(tmp_path / 'store', good[0], line, good[1]), hours=24)
     assert (len(requests), len(answers), broken) == (1, 1, 1)
-    assert feature_columns(answers) == dict(doubt=[0.1], odd=[None], huge=[None]) and len(traffic_table(requests)) == 1
+    assert (
+        feature_columns(answers) == dict(uncertainty=[0.1], odd=[None], huge=[None])
+        and len(traffic_table(requests)) == 1
+    )
     with pytest.raises(FileNotFoundError, match='holds no records'):
         read_store(stored(tmp_path / 'other', line))
 

@@ -152,8 +152,8 @@ def test_the_table_has_every_mode_in_strips_and_in_tiles():
     for mode in (
         'cmyk',
         'cielab',
-        'grey',
-        'grey_alpha',
+        'gray',
+        'gray_alpha',
         'rgb16',
         'float',
         'two_bands',
@@ -327,7 +327,7 @@ PADDING = dict(
 
 
 @pytest.mark.parametrize('side', PADDING)
-@pytest.mark.parametrize('color', [(0, 0, 0), (200, 200, 200), (255, 255, 255)], ids=['black', 'grey', 'white'])
+@pytest.mark.parametrize('color', [(0, 0, 0), (200, 200, 200), (255, 255, 255)], ids=['black', 'gray', 'white'])
 def test_padding_along_the_edge_is_background(side: str, color: tuple, tissue, tmp_path):
     image, mask = tissue.copy(), np.zeros(tissue.shape[:2], bool)
     mask[PADDING[side]] = True

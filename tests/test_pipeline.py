@@ -21,7 +21,7 @@ from bcss_nb.training.train import fit
 from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-PARAMETERISED = [
+PARAMETERIZED = [
     '00_eda',
     '01_dataset',
     '03_train',
@@ -67,7 +67,7 @@ def test_papermill_refuses_bad_parameters(tmp_path, args, words):
     assert done.returncode != 0 and words in done.stderr
 
 
-@pytest.mark.parametrize('name', PARAMETERISED)
+@pytest.mark.parametrize('name', PARAMETERIZED)
 def test_parameters_cell_is_tagged_and_checked(name):
     cells = [c for c in json.loads((ROOT / f'nbs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
     at = [i for i, c in enumerate(cells) if 'parameters' in c['metadata'].get('tags', [])]

@@ -172,7 +172,7 @@ def test_a_scanner_file_is_read_at_its_resolution(tmp_path, region):
 def test_odd_sizes_and_tiny_pictures(region):
     for h, w in ((1, 1), (7, 300), (33, 31), (225, 223), (513, 1025)):
         m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Reddish(), tissue=0)
-        assert m.label.shape == (h, w) and m.doubt.shape == (-(-h // 2), -(-w // 2)) and (m.label != IGNORE).all()
+        assert m.label.shape == (h, w) and m.uncertainty.shape == (-(-h // 2), -(-w // 2)) and (m.label != IGNORE).all()
 
 
 def test_strips_planes_alpha_and_pyramids(tmp_path, region):

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from bcss_nb.models.pretrained import (
     HALF_NORM,
     IMAGENET_NORM,
-    format_load_report,
-    fold_normalisation,
-    load_pretrained,
     convert_vit_weights,
+    fold_normalization,
+    format_load_report,
+    load_pretrained,
     read_weights,
     resize_positions,
 )
@@ -149,7 +149,7 @@ def test_another_grid_is_interpolated_as_hugging_face_does(tmp_path, side, tile,
     assert max(off) < 1e-4 and report['grid'] == grid and grid in format_load_report(report)
 
 
-@pytest.mark.parametrize('wrong', ['q-k', 'k-v', 'norms', 'class position', 'normalisation'])
+@pytest.mark.parametrize('wrong', ['q-k', 'k-v', 'norms', 'class position', 'normalization'])
 def test_the_comparison_notices_a_wrong_mapping(tmp_path, wrong):
     vit = published()
     state, norm = dict(vit.state_dict()), HALF_NORM
@@ -163,7 +163,7 @@ def test_the_comparison_notices_a_wrong_mapping(tmp_path, wrong):
         state = {k.replace(a, '!').replace(b, a).replace('!', b): v for k, v in state.items()}
     if wrong == 'class position':
         state['embeddings.cls_token'] = state['embeddings.cls_token'] - state['embeddings.position_embeddings'][:, :1]
-    if wrong == 'normalisation':
+    if wrong == 'normalization':
         norm = IMAGENET_NORM
     net = build_model('unetr-s', 3)
     load_pretrained(net, write(tmp_path / 'a.safetensors', state), **norm)
@@ -222,7 +222,7 @@ HEADS = [
 @given(
     prefix=st.sampled_from(['', 'vit.', 'backbone.', 'module.', 'encoder.', 'module.backbone.', 'model.encoder.']),
     heads=st.sets(st.sampled_from(HEADS)),
-    outside=st.sets(st.sampled_from(['head.mlp.0.weight', 'classifier.bias', 'criterion.centre'])),
+    outside=st.sets(st.sampled_from(['head.mlp.0.weight', 'classifier.bias', 'criterion.center'])),
     timm=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
@@ -271,7 +271,7 @@ def small_weights():
         ('register_tokens', 'register tokens'),
         ('reg_token', 'register tokens'),
         ('blocks.0.mlp.w12.weight', 'gated MLP'),
-        ('blocks.0.attn.q_norm.weight', 'normalised queries'),
+        ('blocks.0.attn.q_norm.weight', 'normalized queries'),
         ('norm_pre.weight', 'no place'),
         ('blocks.0.attn.q_bias', 'no place'),
         ('head_dist.weight', 'no place'),
@@ -297,7 +297,7 @@ BAD = {
         lambda s: {**s, 'embeddings.patch_embeddings.projection.weight': torch.zeros(192, 3, 14, 14)},
         'patch 14.*patch 16',
     ),
-    'grey': (
+    'gray': (
         lambda s: {**s, 'embeddings.patch_embeddings.projection.weight': torch.zeros(192, 1, 16, 16)},
         'channels 1',
     ),
@@ -356,7 +356,7 @@ def test_another_width_changes_nothing(hub, tmp_path):
     'mean,std',
     [((0.5,), (0.5,)), ((0.5,) * 3, (0.0, 1.0, 1.0)), ((0.5,) * 3, (-1.0, 1.0, 1.0)), ((0.5,) * 4, (0.5,) * 4)],
 )
-def test_a_wrong_normalisation_changes_nothing(hub, net, mean, std):
+def test_a_wrong_normalization_changes_nothing(hub, net, mean, std):
     unchanged(net, hub[1], 'three numbers each', mean=mean, std=std)
 
 
@@ -385,7 +385,7 @@ def test_folding_is_the_same_layer():
     x, w, b = torch.rand(2, 3, 64, 64).double(), torch.randn(8, 3, 16, 16), torch.randn(8)
     m, s = (torch.tensor(v).double().view(3, 1, 1) for v in IMAGENET_NORM.values())
     conv = functools.partial(torch.nn.functional.conv2d, stride=16)
-    fw, fb = (v.double() for v in fold_normalisation(w, b, **IMAGENET_NORM))
+    fw, fb = (v.double() for v in fold_normalization(w, b, **IMAGENET_NORM))
     torch.testing.assert_close(conv(x, fw, fb), conv((x - m) / s, w.double(), b.double()), atol=1e-4, rtol=1e-5)
 
 

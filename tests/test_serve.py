@@ -21,7 +21,7 @@ from PIL import Image
 from shared_serve import memory, requests_logged, service
 
 from bcss_nb.data.simulator import simulate_roi
-from bcss_nb.inference.engines import OnnxEngine, to_nchw_float, read_manifest
+from bcss_nb.inference.engines import OnnxEngine, read_manifest, to_nchw_float
 
 HOSTILE = int(os.environ.get('HOSTILE', 300))  # requests; 5000 for a long look
 pytestmark = pytest.mark.timeout(max(600, HOSTILE))

@@ -99,7 +99,7 @@ def test_upload_shows_the_map_of_the_engine(page, tile, exported, tmp_path):
     assert len(rows) == 3 and all(c in r for c, r in zip(engine.schema.classes, rows))
 
 
-def test_opacity_toggles_doubt(page, tile, exported):
+def test_opacity_toggles_uncertainty(page, tile, exported):
     choose(page, tile)
     done(page)
     before = shown(page)
@@ -108,9 +108,9 @@ def test_opacity_toggles_doubt(page, tile, exported):
     page.uncheck('[aria-label="Show tumor"]')
     assert (shown(page)[..., 3] == 0)[tumor].all() and (shown(page)[..., 3] == 255)[~tumor].all()
     page.check('[aria-label="Show tumor"]')
-    page.check('[value=doubt]')
-    doubt = shown(page)[..., 3]
-    assert len(np.unique(doubt)) > 20
+    page.check('[value=uncertainty]')
+    uncertainty = shown(page)[..., 3]
+    assert len(np.unique(uncertainty)) > 20
     page.fill('#opacity', '100')
     assert page.evaluate("document.getElementById('map').style.opacity") == '1'
 
@@ -166,11 +166,11 @@ def test_example_and_tiff(page, tile, tmp_path):
 def test_errors_are_said(page, tile, tmp_path):
     (tmp_path / 'notes.png').write_text('not a picture')
     Image.new('RGB', (2000, 2000)).save(tmp_path / 'large.png')
-    Image.new('L', (100, 100)).save(tmp_path / 'grey.png')
+    Image.new('L', (100, 100)).save(tmp_path / 'gray.png')
     for name, words in (
         ('notes.png', 'no picture in a format served here'),
         ('large.png', '2000x2000 pixels'),
-        ('grey.png', 'it is 8-bit grey, expected 8-bit RGB'),
+        ('gray.png', 'it is 8-bit gray, expected 8-bit RGB'),
     ):
         choose(page, tmp_path / name)
         page.wait_for_selector('#error:not([hidden])')

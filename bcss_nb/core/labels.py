@@ -13,11 +13,11 @@ import numpy as np
 
 # %% ../../nbs/core/00_labels.ipynb #1e314ab6
 TILE_SIZE = 224  # pixels a side
-MPP = 0.25  # micrometres per pixel
+MPP = 0.25  # micrometers per pixel
 IGNORE = 255  # label value of pixels that count nowhere
 
 # %% ../../nbs/core/00_labels.ipynb #00-core02
-BACKGROUND_LEVEL = 220  # grey level from which a channel counts as bright
+BACKGROUND_LEVEL = 220  # gray level from which a channel counts as bright
 
 
 def tissue_fraction(
@@ -55,7 +55,7 @@ RAW_CODES = (
 # %% ../../nbs/core/00_labels.ipynb #2d7f0d0f
 @dataclass(frozen=True)
 class LabelSchema:
-    "Class names, colours and the lookup from raw mask codes to class indices."
+    "Class names, colors and the lookup from raw mask codes to class indices."
 
     name: str  # what users type
     classes: tuple  # class names; the position is the class index
@@ -136,9 +136,9 @@ def codes_to_labels(
 
 # %% ../../nbs/core/00_labels.ipynb #57ad79bc
 def label_palette(
-    schema: LabelSchema,  # whose colours
+    schema: LabelSchema,  # whose colors
 ) -> np.ndarray:  # (256, 3) uint8; IGNORE and unused entries are white
-    "One RGB colour per label value."
+    "One RGB color per label value."
     table = np.full((256, 3), 255, np.uint8)
     for i, c in enumerate(schema.colors):
         table[i] = [int(c[j : j + 2], 16) for j in (1, 3, 5)]

@@ -17,10 +17,10 @@ MODEL_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')  # of the first, sec
 def overlay(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     label: np.ndarray,  # (H, W) uint8 class index or IGNORE
-    schema: LabelSchema,  # whose colours
+    schema: LabelSchema,  # whose colors
     alpha: float = 0.4,  # opacity of the labels, 0 to 1
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "Lay label colours over an image; ignored pixels stay as they are."
+    "Lay label colors over an image; ignored pixels stay as they are."
     a = np.where(label == IGNORE, 0, round(alpha * 256)).astype(np.uint16)[..., None]
     return (image * (256 - a) + label_palette(schema)[label] * a >> 8).astype(np.uint8)
 

@@ -109,7 +109,7 @@ def pooled_array(
     pool: list,  # arrays lent before; grows when all are in use
     shape: tuple,
     dtype=np.float32,
-) -> Tensor:  # on the CPU, not initialised
+) -> Tensor:  # on the CPU, not initialized
     "An array of the pool that no tensor holds any more, or a new one."
     for array in pool:
         if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == 3:
@@ -123,7 +123,7 @@ def cutmix(
     y: Tensor,  # (B, 3, S, S) images, (B, S, S) labels
     box: Tensor,  # (B, 4) top, bottom, left, right in pixels; an empty box changes nothing
 ) -> tuple:  # images and labels; on a CPU the same tensors, changed
-    "Paste a box of each tile's neighbour (0 and 1, 2 and 3, ...) into the tile."
+    "Paste a box of each tile's neighbor (0 and 1, 2 and 3, ...) into the tile."
     n, side = len(y), torch.arange(y.shape[-1], device=y.device)
     other = [min(i ^ 1, n - 1) for i in range(n)]
     if not x.is_cuda:
@@ -134,7 +134,7 @@ def cutmix(
 
 
 def paste_boxes_(t: Tensor, other: list, boxes: list) -> Tensor:  # the same tensor, changed
-    "Copy the box of each neighbour into the tile, in place."
+    "Copy the box of each neighbor into the tile, in place."
     places = [
         (i, j, (..., slice(*box[:2]), slice(*box[2:])))
         for i, (j, box) in enumerate(zip(other, boxes))
@@ -169,7 +169,7 @@ def augment(
 ) -> tuple:  # (b, 3, S, S) float32 in [0, 1]; (b, S, S) uint8
     "Fetch a batch: turned, flipped, restained and relit."
     n, side = len(rows), images.shape[1]
-    which, colour, box = (
+    which, color, box = (
         torch.randint(8, (n,), generator=gen) * turn,
         sample_stain_jitter(n, gen, stain, light, dye),
         sample_cutmix_boxes(n, side, gen, mix) if mix else None,
@@ -180,7 +180,7 @@ def augment(
         if pool is not None and x.device.type == 'cpu'
         else torch.empty(x.shape, device=device)
     )
-    parts = (x, *(t[mine].to(device, non_blocking=True) for t in colour), out)
+    parts = (x, *(t[mine].to(device, non_blocking=True) for t in color), out)
     for part in zip(*(t.split(4 if x.device.type == 'cpu' else len(x)) for t in parts)):
         apply_stain_jitter(*part)
     return cutmix(out, y, box[mine].to(device)) if mix else (out, y)

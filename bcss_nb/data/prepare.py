@@ -48,8 +48,8 @@ def check_output_folder(out: Path, raw: Path):
 
 
 def raise_on_unpaired(root: Path, lone: pd.DataFrame):
-    "Raise BadTile for the first file without a partner; what a release ships unlabelled is no fault."
-    for tile, reason in lone[~lone.reason.str.startswith('unlabelled')].itertuples(index=False):
+    "Raise BadTile for the first file without a partner; what a release ships unlabeled is no fault."
+    for tile, reason in lone[~lone.reason.str.startswith('unlabeled')].itertuples(index=False):
         raise InvalidTileError(f'{root}: {tile}: {reason}')
 
 # %% ../../nbs/data/10_prepare.ipynb #cdd7517d
@@ -161,7 +161,7 @@ def write_tables(folder: Path, found: pd.DataFrame, lone: pd.DataFrame, left: li
         (t.tile, t.reason, 'set aside') for t in found.itertuples() if t.reason
     ]
     if len(bad) == len(lone) + len(found):
-        faults = [b[1] for b in bad if not b[1].startswith('unlabelled')] or [b[1] for b in bad] or ['no file at all']
+        faults = [b[1] for b in bad if not b[1].startswith('unlabeled')] or [b[1] for b in bad] or ['no file at all']
         common = pd.Series(faults).mode()[0]
         raise ValueError(
             f'no usable tile in {about["source"]}: {len(bad)} found, all set aside. Most common reason: {common}'
@@ -186,7 +186,7 @@ def write_tables(folder: Path, found: pd.DataFrame, lone: pd.DataFrame, left: li
 
 # %% ../../nbs/data/10_prepare.ipynb #b79b8366
 def class_fractions_by_patient(tiles: pd.DataFrame) -> pd.DataFrame:  # one row a patient, one column a class, 0 to 1
-    "Class shares of the labelled area of each patient."
+    "Class shares of the labeled area of each patient."
     areas = patient_table(tiles).set_index('patient').filter(like='area_').rename(columns=lambda c: c[5:])
     return areas.div(areas.sum(axis=1).clip(lower=1), axis=0)
 
@@ -221,12 +221,12 @@ def write_dataset(folder: Path, tiles: pd.DataFrame, findings: pd.DataFrame, abo
 
 # %% ../../nbs/data/10_prepare.ipynb #a2d07b80
 _FAULTS = {
-    'kaggle': '- Class 0 is "other" *and* everything nobody labelled (outside the annotated region, excluded): the '
+    'kaggle': '- Class 0 is "other" *and* everything nobody labeled (outside the annotated region, excluded): the '
     'authors call those pixels "don\'t care".\n'
     '- Some merged masks lost a class; tiles beside raw codes are checked, others cannot be.\n- The shipped folders '
     '`train`, `val`, `test` share patients.',
     'raw': '- Raw codes 0 (outside the region) and 7 (excluded) are ignored in loss and scores.\n- Boundaries were '
-    'drawn by hand; neighbouring classes overlap by a few pixels.',
+    'drawn by hand; neighboring classes overlap by a few pixels.',
 }
 
 _WHOSE = (
@@ -258,7 +258,7 @@ def data_card(m: dict, shares: pd.DataFrame, tiles: pd.DataFrame, findings: pd.D
     resampled = f' {num_resampled:,} of the pictures state another pixel size and were resampled to it.' * bool(
         num_resampled
     )
-    full = f' The full release has {src.released:,} labelled pictures.' * bool(src.released)
+    full = f' The full release has {src.released:,} labeled pictures.' * bool(src.released)
     return (
         '\n\n'.join(
             [

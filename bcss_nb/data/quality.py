@@ -17,17 +17,17 @@ from scipy.fft import dctn
 def is_blank(
     x: np.ndarray,  # (H, W, 3) uint8 RGB
 ) -> bool:
-    "Does every channel span less than 8 grey levels? A few pixels settle it for most tiles."
+    "Does every channel span less than 8 gray levels? A few pixels settle it for most tiles."
     return all(int(np.ptp(some.reshape(-1, 3), axis=0).max()) < 8 for some in (x[::32, ::32], x))
 
 # %% ../../nbs/data/05_quality.ipynb #d4f9d8e1
-MIN_FOCUS = 60  # variance of the Laplacian, squared grey levels, below which a tile may be blurred
+MIN_FOCUS = 60  # variance of the Laplacian, squared gray levels, below which a tile may be blurred
 MIN_RELATIVE_FOCUS = 0.25  # and below this share of the variance of the picture
 
 
 def focus_measure(
     x: np.ndarray,  # (H, W, 3) uint8 RGB
-) -> tuple:  # variance of the Laplacian at half size, squared grey levels; the same over the variance of the picture
+) -> tuple:  # variance of the Laplacian at half size, squared gray levels; the same over the variance of the picture
     "How much fine detail a tile holds."
     g = np.asarray(Image.fromarray(x).convert('L').reduce(2)).astype(np.int16)
     edges = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]
@@ -41,7 +41,7 @@ def is_blurred(x: np.ndarray) -> bool:  # (H, W, 3) uint8 RGB
 
 # %% ../../nbs/data/05_quality.ipynb #768c59d7
 def gray_thumbnail(x: np.ndarray) -> np.ndarray:  # (224, 224, 3) uint8 RGB -> (32, 32) float32
-    "A tile as 32x32 grey means; other sizes are resized."
+    "A tile as 32x32 gray means; other sizes are resized."
     g = Image.fromarray(x).convert('L')
     return np.asarray(g.reduce(7) if g.size == (224, 224) else g.resize((32, 32), Image.BOX), np.float32)
 

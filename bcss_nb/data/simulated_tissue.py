@@ -24,16 +24,16 @@ def smooth_noise(
     return (field - field.mean()) / field.std()
 
 # %% ../../nbs/data/01_simulated_tissue.ipynb #5ee4fa70
-OTHER_CODES = (3, 4, 9)  # raw codes of the simulated tissues that are neither tumour nor stroma
+OTHER_CODES = (3, 4, 9)  # raw codes of the simulated tissues that are neither tumor nor stroma
 
 
 def tissue_map(
     rng: np.random.Generator,
     shape: tuple,  # (H, W) pixels
-    tumor: float = 0.42,  # share of pixels in tumour nests before other tissue is laid over, 0 to 1
+    tumor: float = 0.42,  # share of pixels in tumor nests before other tissue is laid over, 0 to 1
     other: float = 0.32,  # share of pixels in other tissue, 0 to 1
 ) -> np.ndarray:  # (H, W) uint8 raw codes
-    "Lay out tumour nests, stroma and two other tissues."
+    "Lay out tumor nests, stroma and two other tissues."
     nests, islands, side = (smooth_noise(rng, shape, s) for s in (38, 60, 90))
     codes = np.where(nests > np.quantile(nests, 1 - tumor), 1, 2).astype(np.uint8)
     a, b = rng.permutation(OTHER_CODES)[:2]
@@ -64,7 +64,7 @@ def collagen_field(
     return density.astype(np.float32), np.arctan2(dy, dx) + np.pi / 2
 
 # %% ../../nbs/data/01_simulated_tissue.ipynb #4ce10b30
-NUCLEI = {  # raw code: spacing px, half length px, slenderness, haematoxylin, texture, wobble, share missing
+NUCLEI = {  # raw code: spacing px, half length px, slenderness, hematoxylin, texture, wobble, share missing
     1: (37, (15, 23), (0.68, 1.0), 0.80, 0.13, 0.12, 0.1),
     2: (62, (20, 31), (0.22, 0.36), 0.95, 0.12, 0.05, 0.1),
     3: (25, (9.5, 12.5), (0.85, 1.0), 1.15, 0.14, 0.04, 0.1),
@@ -94,7 +94,7 @@ def nucleus(
     return np.clip((1 - radius) * half * slender / 1.6 + 0.5, 0, 1), radius, noise / noise.std()
 
 # %% ../../nbs/data/01_simulated_tissue.ipynb #858a2918
-def chromatin_texture(rng, code: int, radius, noise) -> np.ndarray:  # haematoxylin inside a nucleus
+def chromatin_texture(rng, code: int, radius, noise) -> np.ndarray:  # hematoxylin inside a nucleus
     "How dark each pixel of a nucleus is."
     _, _, _, dark, texture, _, _ = NUCLEI[code]
     dark = dark * rng.uniform(0.75, 1.2)
@@ -116,8 +116,8 @@ def draw_nuclei(
     E,  # generator; (H, W) concentrations, changed in place
     codes,
     code,  # (H, W) raw codes; the tissue to fill
-    theta,  # (H, W) fibre direction, radians
-    grade=1.0,  # size of tumour nuclei and their spacing, 0.8 to 1.2
+    theta,  # (H, W) fiber direction, radians
+    grade=1.0,  # size of tumor nuclei and their spacing, 0.8 to 1.2
 ):
     "Fill one tissue with its nuclei."
     step, size, slender, _, _, wobble, missing = NUCLEI[code]
@@ -156,17 +156,17 @@ def draw_lumina(
 
 
 def draw_fat(rng, H, E, codes):
-    "Fill code 9 with fat cells: the walls lie where the two nearest centres are equally far."
+    "Fill code 9 with fat cells: the walls lie where the two nearest centers are equally far."
     y, x = np.mgrid[: codes.shape[0], : codes.shape[1]]
-    centres = np.stack(
+    centers = np.stack(
         np.meshgrid(np.arange(0, codes.shape[0] + 95, 82), np.arange(0, codes.shape[1] + 95, 95)), -1
     ).reshape(-1, 2)
-    centres = centres + rng.normal(0, 18, centres.shape)
+    centers = centers + rng.normal(0, 18, centers.shape)
     fat = codes == 9
     bent = np.stack([y + 6 * smooth_noise(rng, codes.shape, 18), x + 6 * smooth_noise(rng, codes.shape, 18)], -1)[fat]
     if not len(bent):
         return
-    near, second = cKDTree(centres).query(bent, k=2)[0].T
+    near, second = cKDTree(centers).query(bent, k=2)[0].T
     wall = np.exp(-(((second - near) / 7) ** 2))
     H[fat], E[fat] = 0.03 + 0.25 * wall, 0.03 + 0.75 * wall
 
@@ -183,7 +183,7 @@ BASE_STAIN = {
 def render_stains(
     rng: np.random.Generator,
     codes: np.ndarray,  # (H, W) raw codes
-    grade: float = 1.0,  # size of tumour nuclei, 0.8 to 1.2
+    grade: float = 1.0,  # size of tumor nuclei, 0.8 to 1.2
 ) -> tuple:  # (H, E): (H, W) float32 dye concentrations
     "Paint the dyes of a tissue map."
     strands, theta = collagen_field(rng, codes.shape)

@@ -31,7 +31,7 @@ SITES = ('H1', 'H2', 'H3', 'H4', 'H5', 'H6')  # simulated hospitals
 def site_appearance(
     site: str,  # one of SITES
     seed: int = 0,  # of the whole sample
-) -> dict:  # dye vectors, gains, blur (px), noise (grey levels), gamma, tint, JPEG quality
+) -> dict:  # dye vectors, gains, blur (px), noise (gray levels), gamma, tint, JPEG quality
     "The stain and the scanner of one hospital."
     rng = np.random.default_rng((seed, SITES.index(site), 1))
     dyes = STAIN_VECTORS[:2] + rng.normal(0, 0.06, (2, 3))

@@ -53,17 +53,17 @@ class InvalidTileError(ValueError):
 
 _KINDS = {
     (8, 2): '8-bit RGB',
-    (8, 0): '8-bit grey',
+    (8, 0): '8-bit gray',
     (8, 6): 'RGBA',
     (8, 3): '8-bit palette',
-    (16, 0): '16-bit grey',
+    (16, 0): '16-bit gray',
     (16, 2): '16-bit RGB',
 }
 
 
 def read_with_pixel_size(
     path: Path,  # a PNG file, on disk or in a zip
-    kind: str,  # '8-bit RGB' for images, '8-bit grey' for masks
+    kind: str,  # '8-bit RGB' for images, '8-bit gray' for masks
 ) -> tuple:  # (H, W, 3) or (H, W) uint8; pixel size in its header or name, or None; BadTile when it is anything else
     "Read a PNG of exactly the expected kind, and its pixel size."
     try:
@@ -74,7 +74,7 @@ def read_with_pixel_size(
         raise InvalidTileError('is not a PNG file')
     if len(data) < 26:
         raise InvalidTileError('is truncated')
-    found = _KINDS.get(tuple(data[24:26]), f'PNG of bit depth {data[24]}, colour type {data[25]}')
+    found = _KINDS.get(tuple(data[24:26]), f'PNG of bit depth {data[24]}, color type {data[25]}')
     if found != kind:
         raise InvalidTileError(f'is {found}, expected {kind}: convert it first')
     try:
@@ -96,7 +96,7 @@ def read_pair(
 ) -> tuple:  # (H, W, 3) uint8 image, (H, W) uint8 label, µm per pixel that the image states or None
     "Read an image with its mask as class indices; BadTile names the file at fault."
     arrays = []
-    for path, what, kind in ((image, 'image', '8-bit RGB'), (mask, 'mask', '8-bit grey')):
+    for path, what, kind in ((image, 'image', '8-bit RGB'), (mask, 'mask', '8-bit gray')):
         try:
             arrays.append(read_with_pixel_size(path, kind))
         except InvalidTileError as e:
@@ -119,7 +119,7 @@ class Source:
     encoding: str  # 'kaggle' or 'raw' masks
     layouts: tuple  # each: image folder -> mask folder, or None where no masks are shipped
     raw: str  # where it lies when no folder is given
-    released: int  # labelled pictures in the full release, 0 when there is none
+    released: int  # labeled pictures in the full release, 0 when there is none
 
 
 _KAGGLE = {'BCSS/train': 'BCSS/train_mask', 'BCSS/val': 'BCSS/val_mask', 'BCSS/test': None}
@@ -261,7 +261,7 @@ def index_pairs(
         part = Path(images).name.split('_')[0] if 'BCSS' in images else ''
         pairs += [(n, found[n], other[n], part) for n in sorted(found.keys() & other.keys())]
         lone += [
-            (n, f'image without mask in {masks}' if masks else f'unlabelled: {images} is shipped without masks')
+            (n, f'image without mask in {masks}' if masks else f'unlabeled: {images} is shipped without masks')
             for n in sorted(found.keys() - other.keys())
         ]
         lone += [(n, f'mask without image in {images}') for n in sorted(other.keys() - found.keys())]
@@ -284,7 +284,7 @@ class RawMaskIndex:
                 self.at.setdefault((d['slide'], d['roi_x'], d['roi_y']), []).append(
                     (d.get('row', 0), d.get('col', 0), d.get('size', 1 << 20), p)
                 )
-        self.read = lru_cache(64 if any(m and m['size'] for _, m in named) else 4)(lambda p: read_png(p, '8-bit grey'))
+        self.read = lru_cache(64 if any(m and m['size'] for _, m in named) else 4)(lambda p: read_png(p, '8-bit gray'))
 
     def window(
         self,

@@ -72,7 +72,7 @@ def held_out_patients(
 
 # %% ../../nbs/data/06_splits.ipynb #699a30ad
 def class_fractions(people: pd.DataFrame) -> np.ndarray:  # (n classes,) sum 1; empty without areas
-    "Class shares of the labelled area of some patients."
+    "Class shares of the labeled area of some patients."
     areas = people.filter(like='area_').sum().to_numpy(float)
     return areas / max(1.0, areas.sum())
 

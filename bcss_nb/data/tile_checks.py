@@ -23,7 +23,7 @@ def tile_defect(
 ) -> str:  # '' when the tile can be used, else the reason
     "What is wrong with a tile, if anything."
     if is_blank(x):
-        return 'blank image: less than 8 grey levels'
+        return 'blank image: less than 8 gray levels'
     if (tissue := tissue_fraction(x)) < cut.min_tissue:
         return f'no tissue: {tissue:.1%} of the tile is darker than glass (min_tissue {cut.min_tissue:.1%})'
     if y[0, 0] == IGNORE and (y == IGNORE).all():

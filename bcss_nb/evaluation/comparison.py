@@ -63,11 +63,11 @@ def baseline_confusions(
 
 # %% ../../nbs/evaluation/09_comparison.ipynb #b4e5b21e
 def baseline_record(
-    colour,  # (P, n, n) counts
+    color,  # (P, n, n) counts
     classes,  # class names
 ) -> dict:  # model, dice by class, dice_mean
-    "The scores of colour alone."
-    pooled = colour.sum(0)
+    "The scores of color alone."
+    pooled = color.sum(0)
     return dict(
         model='logistic regression on RGB',
         dice=by_class(dice(pooled), classes),
@@ -131,10 +131,10 @@ def judge_models(
 def compare(
     records: list,  # from `load_evaluation`, in the order asked for
     counts: list,  # (S, P, n, n) of each
-    colour,  # (P, n, n) of the baseline
+    color,  # (P, n, n) of the baseline
     cluster='patient',  # what is drawn: 'patient' or 'hospital'
 ) -> dict:  # what goes into compare.json
-    "Records, paired difference, distance from the colour baseline, and the verdict."
+    "Records, paired difference, distance from the color baseline, and the verdict."
     check_comparable(records)
     classes, names, unit = (
         records[0]['classes'],
@@ -142,14 +142,14 @@ def compare(
         choose(dict(patient='patient', hospital='hospital'), cluster, 'cluster'),
     )
     if unit == 'hospital':
-        counts, colour = (
+        counts, color = (
             [pool_clusters(c, records[0]['sites']) for c in counts],
-            pool_clusters(colour, records[0]['sites']),
+            pool_clusters(color, records[0]['sites']),
         )
     pair = dice_differences(counts[0], counts[1], classes) if len(records) == 2 else {}
     only = f'Nothing to compare: {", ".join(names)} only. Give two models.'
     outcome = judge_models(*names, pair['mean'], unit) if pair else Outcome(Verdict.NOTHING_TO_COMPARE, None, only)
-    above = {n: dice_differences(c, np.repeat(colour[None], len(c), 0), classes)['mean'] for n, c in zip(names, counts)}
+    above = {n: dice_differences(c, np.repeat(color[None], len(c), 0), classes)['mean'] for n, c in zip(names, counts)}
     public = [{k: v for k, v in r.items() if k != 'history'} for r in records]
     return dict(
         models=public,
@@ -158,15 +158,15 @@ def compare(
         outcome=outcome.verdict.value,
         better_model=outcome.better_model,
         verdict=outcome.text,
-        baseline=baseline_record(colour, classes),
+        baseline=baseline_record(color, classes),
         above_baseline=above,
     )
 
 
 def baseline_sentence(name: str, d: dict) -> str:
-    "How far a model stands above colour alone."
+    "How far a model stands above color alone."
     span = f'95 % interval {d["low"]:+.3f} to {d["high"]:+.3f}, ' if d['low'] is not None else ''
     return (
-        f'{name} is {d["mean"]:+.3f} mean Dice from colour alone ({span}{d["patients"]} held-out '
+        f'{name} is {d["mean"]:+.3f} mean Dice from color alone ({span}{d["patients"]} held-out '
         f'patient{"s" * (d["patients"] > 1)}).'
     )

@@ -18,7 +18,7 @@ from ..training.metrics import dice
 # %% ../../nbs/evaluation/10_comparison_tables.ipynb #335fa3ff
 def compare_table(
     records: list,  # from `load_evaluation`
-    baseline=None,  # dict(dice, dice_mean) of colour alone
+    baseline=None,  # dict(dice, dice_mean) of color alone
 ):  # DataFrame, one row a model
     "Scores and costs side by side."
     import pandas as pd
@@ -49,7 +49,7 @@ def compare_table(
 
     rows = [dict(model=r['model'] + ' (leaky split)' * bool(r.get('leak')), **one(r)) for r in records]
     if baseline:
-        rows.append({'model': 'colour only', **by_class(baseline), 'mean Dice': shown(baseline['dice_mean'])})
+        rows.append({'model': 'color only', **by_class(baseline), 'mean Dice': shown(baseline['dice_mean'])})
     return pd.DataFrame(rows).set_index('model').fillna('')
 
 # %% ../../nbs/evaluation/10_comparison_tables.ipynb #0981d39d
@@ -57,7 +57,7 @@ def plot_patients(
     a,
     b,  # (S, P, n, n) counts of two models
     names: tuple,  # of the models
-    schema,  # whose colours
+    schema,  # whose colors
 ):
     "Dice of each patient and class under two models."
     import matplotlib.pyplot as plt
@@ -87,7 +87,7 @@ def plot_differences(
             if d[low] is not None:
                 ax.plot([d[low], d[high]], [i, i], color='black', lw=lw, solid_capstyle='butt')
         ax.plot(d['mean'], i, 'o', color='white', mec='black')
-    ax.axvline(0, color='grey', lw=0.8)
+    ax.axvline(0, color='gray', lw=0.8)
     ax.set(yticks=range(len(pair)), yticklabels=list(pair), ylim=(len(pair) - 0.5, -0.5), xlabel=title)
     return fig
 
@@ -124,7 +124,7 @@ def budget_sentence(records: list) -> str:  # from `load_evaluation`
 
 # %% ../../nbs/evaluation/10_comparison_tables.ipynb #19c6927d
 def comparison_text(result: dict) -> list:  # from `compare`
-    """The comparison in words: verdict, distances from colour alone, what is missing, and how the checkpoints were
+    """The comparison in words: verdict, distances from color alone, what is missing, and how the checkpoints were
     chosen."""
     notes = '; '.join(sorted({r['selection'] for r in result['models']}))
     leaks = sorted(
@@ -204,7 +204,7 @@ def plot_calibration(records: list, kept: list):
     )
 
 # %% ../../nbs/evaluation/10_comparison_tables.ipynb #05-compa53
-def plot_cost(records: list, floor: float):  # floor: mean Dice of colour alone
+def plot_cost(records: list, floor: float):  # floor: mean Dice of color alone
     "Mean Dice against computation."
     import matplotlib.pyplot as plt
 
@@ -219,7 +219,7 @@ def plot_cost(records: list, floor: float):  # floor: mean Dice of colour alone
             capsize=4,
             label=r['model'],
         )
-    ax.axhline(floor, color='grey', ls='--', label='colour only')
+    ax.axhline(floor, color='gray', ls='--', label='color only')
     ax.set(xscale='log', ylim=(0, 1), xlabel='GMACs a tile', ylabel=f'mean Dice ({records[0]["patients"]} patients)')
     ax.legend(frameon=False)
     return fig

@@ -70,7 +70,7 @@ def count_batch(
         bands=errors_by_distance(t, p, n, mpp),
         raw=reliability_counts(rows.softmax(1), y),
         calibrated=reliability_counts(prob, y),
-        doubt=uncertainty_histograms(prob, y),
+        uncertainty=uncertainty_histograms(prob, y),
     )
 
 

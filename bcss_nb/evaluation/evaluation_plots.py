@@ -30,7 +30,7 @@ def plot_error_by_distance(errors: dict):  # model -> name of band -> share wron
 
 # %% ../../nbs/evaluation/06_evaluation_plots.ipynb #04-evalu36
 def plot_risk_coverage(hists: dict):  # model -> (LEVELS, 2) from `uncertainty_histograms`
-    "Errors that remain when the most doubtful pixels are left out."
+    "Errors that remain when the most uncertain pixels are left out."
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 2.4), layout='constrained')
@@ -42,7 +42,7 @@ def plot_risk_coverage(hists: dict):  # model -> (LEVELS, 2) from `uncertainty_h
 
 # %% ../../nbs/evaluation/06_evaluation_plots.ipynb #04-evalu40
 def uncertainty_image(prob: Tensor) -> np.ndarray:  # (B, C, H, W) -> (B, H, W, 3) uint8
-    "Doubt as a picture, from black to white."
+    "Uncertainty as a picture, from black to white."
     import matplotlib.pyplot as plt
 
     return np.uint8(255 * plt.get_cmap('inferno')(uncertainty(prob.movedim(1, -1)).cpu().numpy())[..., :3])
@@ -69,7 +69,7 @@ def plot_examples(
     temperature=1.0,
     device='cpu',
 ):
-    "Image, truth, prediction and doubt of some tiles."
+    "Image, truth, prediction and uncertainty of some tiles."
     x, y, prob = (
         ts.images[rows],
         ts.labels[rows],
@@ -84,7 +84,7 @@ def plot_examples(
             list(uncertainty_image(prob)),
         ],
         titles,
-        ['image', 'truth', 'prediction', 'doubt'],
+        ['image', 'truth', 'prediction', 'uncertainty'],
         ts.schema,
         1.5,
     )
@@ -94,6 +94,6 @@ def tile_accuracy(
     truth: np.ndarray,  # (n, H, W) class index or IGNORE
     pred: np.ndarray,  # (n, H, W) class index
 ) -> np.ndarray:  # (n,) 0 to 1
-    "Share of the labelled pixels of each tile that are right."
+    "Share of the labeled pixels of each tile that are right."
     keep = truth != IGNORE
     return ((truth == pred) & keep).sum((1, 2)) / keep.sum((1, 2))

@@ -20,8 +20,8 @@ TEMPLATES = dict(loader=PackageLoader('bcss_nb'), undefined=StrictUndefined, kee
 # %% ../../nbs/evaluation/11_model_card.ipynb #4a9f7334
 CARD_CAVEATS = [
     'Regions were chosen by the annotators; a whole slide holds much that no region shows.',
-    'Masks are coarse: borders are the hand of the annotator, within some micrometres.',
-    'All patients are from TCGA: large tumours from US hospitals; age, ancestry and scanner are not balanced.',
+    'Masks are coarse: borders are the hand of the annotator, within some micrometers.',
+    'All patients are from TCGA: large tumors from US hospitals; age, ancestry and scanner are not balanced.',
 ]
 
 

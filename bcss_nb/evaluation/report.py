@@ -31,12 +31,12 @@ FIGURES = {
     'learning': 'Training loss and validation Dice of every training.',
     'cost': 'Mean Dice against computation.',
     'calibration': 'Probability of the predicted class against how often it is right.',
-    'risk': 'Errors that remain when the most doubtful pixels are left out.',
+    'risk': 'Errors that remain when the most uncertain pixels are left out.',
     'distance': 'Errors by distance from the next true border.',
 }
 MODEL_FIGURES = {
     'confusion': 'What became of each true class under {}, as a share of it.',
-    'worst': 'Where {} misses most of each class: image, truth, prediction, doubt.',
+    'worst': 'Where {} misses most of each class: image, truth, prediction, uncertainty.',
     'best': 'Where {} does best.',
 }
 
@@ -80,7 +80,7 @@ def hospital_table(records: list):  # DataFrame: hospital, patients, Dice by mod
 
 
 def uncertainty_table(records: list):  # DataFrame, one row a model
-    "Calibration and doubt."
+    "Calibration and uncertainty."
     import pandas as pd
 
     def one(r):
@@ -89,7 +89,7 @@ def uncertainty_table(records: list):  # DataFrame, one row a model
             'ECE': r['ece'],
             'ECE, calibrated': r['ece_calibrated'],
             **{f'ECE of {c}, calibrated': v for c, v in r['ece_by_class'].items()},
-            'AUROC of doubt': r['doubt_auroc'],
+            'AUROC of uncertainty': r['uncertainty_auroc'],
             'share wrong': r['risk'],
             'share wrong, surest 80 %': r['risk_at_80'],
         }
@@ -194,8 +194,8 @@ def page_tables(folder: Path, result: dict) -> list:  # (heading, sentence, HTML
         ),
         *((f'{r["model"]}, class by class', '', to_html(class_table(r))) for r in records),
         (
-            'Calibration and doubt',
-            'Temperature fitted on validation patients. AUROC: how well doubt marks the wrong pixels.',
+            'Calibration and uncertainty',
+            'Temperature fitted on validation patients. AUROC: how well uncertainty marks the wrong pixels.',
             to_html(uncertainty_table(records)),
         ),
         (

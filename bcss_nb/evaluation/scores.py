@@ -49,7 +49,7 @@ def score_summary(
     c, out = counts['confusion'], {}
     if not c.any():
         raise ValueError(
-            'no labelled pixel in the test part: nothing can be scored; prepare the set again with other TEST_SITES '
+            'no labeled pixel in the test part: nothing can be scored; prepare the set again with other TEST_SITES '
             'or TEST_PATIENTS'
         )
     for name, array, score in (
@@ -87,8 +87,8 @@ def score_summary(
 
 # %% ../../nbs/evaluation/05_scores.ipynb #4f1fdfb9
 def calibration_summary(counts: dict, classes) -> dict:
-    "Calibration, and what doubt is good for."
-    raw, cool, hist = (counts[k].mean(0).sum(0) for k in ('raw', 'calibrated', 'doubt'))
+    "Calibration, and what uncertainty is good for."
+    raw, cool, hist = (counts[k].mean(0).sum(0) for k in ('raw', 'calibrated', 'uncertainty'))
     wrong = counts['bands'].mean(0).sum(0)
     with np.errstate(invalid='ignore'):
         near = dict(zip(distance_bin_labels(), wrong[:, 0] / wrong[:, 1]))
@@ -101,7 +101,7 @@ def calibration_summary(counts: dict, classes) -> dict:
         ece_calibrated=by_class([ece(cool[0])], ['e'])['e'],
         ece_calibrated_interval=[low, high],
         ece_by_class=by_class(ece_by_class(cool), classes),
-        doubt_auroc=by_class([error_detection_auroc(hist)], ['a'])['a'],
+        uncertainty_auroc=by_class([error_detection_auroc(hist)], ['a'])['a'],
         risk=by_class([risk_coverage(hist)[1][-1]], ['r'])['r'],
         risk_at_80=by_class([selective_risk(hist)], ['r'])['r'],
         error_by_distance=by_class(near.values(), near),
@@ -173,7 +173,7 @@ def describe_absent(
     def told(r, c):
         p = r['absent_predicted'][c]
         return (
-            f'{p["pixels"]:,} labelled pixels ({100 * p["share"]:.2f} %) by {r["model"]}'
+            f'{p["pixels"]:,} labeled pixels ({100 * p["share"]:.2f} %) by {r["model"]}'
             + ', mean of its trainings' * (len(r['seeds']) > 1)
         )
 
@@ -184,7 +184,7 @@ def describe_absent(
 def describe_scores(r: dict) -> str:  # from `record`
     "Say a record in words."
     low, high = r['dice_mean_interval']
-    doubt = (
+    uncertainty = (
         f'95 % interval {low:.3f} to {high:.3f}'
         if low is not None
         else 'no interval: one patient cannot show how patients differ'
@@ -198,7 +198,7 @@ def describe_scores(r: dict) -> str:  # from `record`
     return (
         f'{r["model"]} on {r["patients"]} held-out patient{"s" * (r["patients"] > 1)} ({r["tiles"]} tiles, '
         f'{r["source"]}, {r["schema"]}): mean Dice {r["dice_mean"]:.3f} '
-        f'({doubt}; {trained}), pixel accuracy {r["accuracy"]:.3f}.{absent} Checkpoint: {r["selection"]}.'
+        f'({uncertainty}; {trained}), pixel accuracy {r["accuracy"]:.3f}.{absent} Checkpoint: {r["selection"]}.'
         + f' {r["leak"]}.'
         * bool(r.get('leak'))
     )

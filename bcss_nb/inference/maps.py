@@ -38,7 +38,7 @@ def uncertainty_of_logits(
     logits: np.ndarray,  # (C, ...) float32
     temperature=1.0,
 ) -> np.ndarray:  # (...) 0 to 1
-    "Doubt: entropy of the probabilities, as a share of the largest possible; one logarithm a pixel."
+    "Uncertainty: entropy of the probabilities, as a share of the largest possible; one logarithm a pixel."
     d = (logits - logits.max(0)) * np.float32(1 / temperature)
     e = np.exp(d)
     z = e.sum(0)
@@ -54,7 +54,7 @@ class PredictionMaps:
     "What was seen in a picture."
 
     label: object  # (H, W) uint8 class index, IGNORE on background; NumPy or zarr
-    doubt: object  # (ceil(H/2), ceil(W/2)) uint8, 0 to 255
+    uncertainty: object  # (ceil(H/2), ceil(W/2)) uint8, 0 to 255
     counts: np.ndarray  # from `count_classes`
     preview: np.ndarray  # (h, w, 3) uint8, every `step`-th pixel of the picture; None where nobody asked for it
     step: int

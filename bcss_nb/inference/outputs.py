@@ -55,7 +55,7 @@ def iter_features(maps: PredictionMaps, p: SlideReader, schema, simplify=SIMPLIF
 
 
 def summarize_prediction(maps: PredictionMaps, p: SlideReader, engine: Engine) -> dict:  # JSON-ready
-    "Areas, doubt, and how they came about."
+    "Areas, uncertainty, and how they came about."
 
     def tidy(d):
         return {k: v if v is None else round(float(v), 6) for k, v in d.items()}
@@ -85,7 +85,7 @@ def summarize_prediction(maps: PredictionMaps, p: SlideReader, engine: Engine) -
 
 
 def overlay_preview(maps: PredictionMaps, schema) -> np.ndarray:  # (h, w, 3) uint8
-    "The class colours over the preview."
+    "The class colors over the preview."
     return overlay(maps.preview, subsample(maps.label, maps.step), schema)
 
 # %% ../../nbs/inference/15_outputs.ipynb #06-predi39

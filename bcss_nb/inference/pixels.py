@@ -44,7 +44,7 @@ class Alpha(Enum):
 class Samples:
     "The samples of one pixel, as the header of a file describes them."
 
-    color: str  # 'RGB', 'palette', 'grey', 'CMYK', 'YCbCr', 'CIELAB', ...
+    color: str  # 'RGB', 'palette', 'gray', 'CMYK', 'YCbCr', 'CIELAB', ...
     num_bands: int  # samples per pixel, alpha included
     bits: int = 8  # of one sample
     kind: str = ''  # '' for unsigned integers, else 'signed', 'float' or 'complex'
@@ -87,11 +87,11 @@ _MODES = {
     'RGBA': ('RGB', 4),
     'P': ('palette', 1),
     'PA': ('palette', 2),
-    'L': ('grey', 1),
-    'LA': ('grey', 2),
-    '1': ('grey', 1),
-    'I': ('grey', 1),
-    'F': ('grey', 1),
+    'L': ('gray', 1),
+    'LA': ('gray', 2),
+    '1': ('gray', 1),
+    'I': ('gray', 1),
+    'F': ('gray', 1),
     'CMYK': ('CMYK', 4),
     'YCbCr': ('YCbCr', 3),
     'LAB': ('CIELAB', 3),
@@ -105,7 +105,7 @@ def describe_image(
     "The samples of an image that Pillow opened."
     raw_modes = ' '.join(str(tile[3]) for tile in image.tile)
     if image.mode.startswith('I;16'):
-        return Samples('grey', 1, 16)
+        return Samples('gray', 1, 16)
     color, num_bands = _MODES.get(image.mode, (image.mode, len(image.getbands())))
     bits = 16 if '16' in raw_modes and image.format == 'PNG' else _BITS.get(image.mode, 8)
     alpha = Alpha.STRAIGHT if image.mode in ('RGBA', 'PA', 'LA') else Alpha.NONE

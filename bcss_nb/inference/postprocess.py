@@ -27,7 +27,7 @@ def merge_small_regions(
     sizes: np.ndarray,  # of each region, pixels
     pixels: int,  # regions of fewer go
 ) -> np.ndarray:  # of each region the one it becomes part of
-    "Let small regions join their largest neighbour until none is left that has one."
+    "Let small regions join their largest neighbor until none is left that has one."
     to = np.arange(len(sizes))
     while True:
         size, a, b = np.bincount(to, sizes, len(sizes)), to[own], to[beside]
@@ -48,7 +48,7 @@ def sieve_labels(
     label: np.ndarray,  # (H, W) uint8 class index or IGNORE
     pixels: int,  # connected regions of fewer pixels go
 ) -> np.ndarray:  # (H, W) uint8
-    "Join specks to their largest neighbour; what was not predicted stays so."
+    "Join specks to their largest neighbor; what was not predicted stays so."
     import cc3d
 
     flat = np.pad(label + np.uint8(1), 1)  # glass becomes 0, which is no region, and surrounds the map
@@ -297,14 +297,16 @@ def build_pyramid(path: Path):
 # %% ../../nbs/inference/09_postprocess.ipynb #06c-shap36
 def count_classes(
     label: np.ndarray,  # (H, W) uint8
-    doubt: np.ndarray,  # (ceil(H/2), ceil(W/2)) uint8, 0 to 255: of every second pixel
+    uncertainty: np.ndarray,  # (ceil(H/2), ceil(W/2)) uint8, 0 to 255: of every second pixel
     classes: int,
-) -> np.ndarray:  # (C + 1, 3): pixels, doubted pixels, sum of doubt (0 to 1) of each class; last row: not predicted
-    "What areas and doubt are made from; adds up over parts of a picture."
+) -> (
+    np.ndarray
+):  # (C + 1, 3): pixels, pixels with an uncertainty, sum of uncertainty (0 to 1) of each class; last row: not predicted
+    "What areas and uncertainty are made from; adds up over parts of a picture."
     rows = [*range(classes), IGNORE]
-    hist = np.bincount((label[::2, ::2].astype(np.uint16) << 8 | doubt).ravel(), minlength=1 << 16).reshape(256, 256)[
-        rows
-    ]
+    hist = np.bincount((label[::2, ::2].astype(np.uint16) << 8 | uncertainty).ravel(), minlength=1 << 16).reshape(
+        256, 256
+    )[rows]
     return np.stack(
         [[np.count_nonzero(label == c) for c in rows], hist.sum(1), hist @ np.arange(256) / 255], -1
     ).astype(float)
@@ -314,10 +316,10 @@ def class_areas(
     counts: np.ndarray,  # from `count_classes`
     schema: LabelSchema,
     mpp=0.25,
-) -> dict:  # class -> area_mm2, share of what was predicted, doubt (0 to 1, or None without a pixel)
-    "Areas and doubt by class."
+) -> dict:  # class -> area_mm2, share of what was predicted, uncertainty (0 to 1, or None without a pixel)
+    "Areas and uncertainty by class."
     known = counts[:-1, 0].sum()
     return {
-        c: dict(area_mm2=n * mpp**2 / 1e6, share=n / known if known else None, doubt=d / m if m else None)
+        c: dict(area_mm2=n * mpp**2 / 1e6, share=n / known if known else None, uncertainty=d / m if m else None)
         for c, (n, m, d) in zip(schema.classes, counts)
     }

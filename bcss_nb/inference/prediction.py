@@ -37,7 +37,7 @@ STRIPE_WIDTH, PART, MAX_CACHED_PIXELS = (
 def sieve_and_count(
     raw,
     label,
-    doubt,  # maps: to read, to write, to count
+    uncertainty,  # maps: to read, to write, to count
     least: int,  # pixels; smaller regions join their neighbor
     classes: int,
     structure: StructureMap | None = None,  # marks the background; None: there is none
@@ -58,7 +58,7 @@ def sieve_and_count(
         if background is not None and prob is not None:
             prob[:, ys, xs] = np.where(background[inside], 0, prob[:, ys, xs])
         counts += count_classes(
-            part, np.asarray(doubt[ys.start // 2 : -(-ys.stop // 2), xs.start // 2 : -(-xs.stop // 2)]), classes
+            part, np.asarray(uncertainty[ys.start // 2 : -(-ys.stop // 2), xs.start // 2 : -(-xs.stop // 2)]), classes
         )
     return counts
 
@@ -70,20 +70,20 @@ def predict_image(
     stride=0,  # see `choose_window`
     batch=0,  # windows a call; 0: a megapixel on a CPU, 32 on a GPU
     tissue=0.01,  # share of a window that must be tissue; 0: predict glass too
-    least=MIN_REGION_UM2,  # µm²; smaller regions join their neighbour
+    least=MIN_REGION_UM2,  # µm²; smaller regions join their neighbor
     folder=None,  # for the maps of a large picture; None: in memory
     prob=None,  # (C, H, W) uint8 array to fill
     progress=None,  # called with the windows of each band
     preview=2048,  # pixels of the longer side of the small copy; 0: none is made
 ) -> PredictionMaps:  # FloatingPointError on NaN or infinity
-    "The class and the doubt of every pixel."
+    "The class and the uncertainty of every pixel."
     start, (window, stride) = time.time(), choose_window(engine, p, window, stride)
     batch = batch or max(
         1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20 * engine.at_once) // window**2
     )
-    raw, doubt = (
+    raw, uncertainty = (
         allocate_map((p.height, p.width), folder, 'raw'),
-        allocate_map((-(-p.height // 2), -(-p.width // 2)), folder, 'doubt'),
+        allocate_map((-(-p.height // 2), -(-p.width // 2)), folder, 'uncertainty'),
     )
     small, structure = Preview(p, preview) if preview else None, StructureMap(p, folder) if tissue else None
 
@@ -95,17 +95,17 @@ def predict_image(
             for y, x, total, weight, n in iter_bands(
                 p, engine, window, stride, batch, tissue, (x0, min(x0 + STRIPE_WIDTH, p.width)), seen
             ):
-                finish_band(pool, y, x, total, weight, engine.temperature, raw, doubt, prob)
+                finish_band(pool, y, x, total, weight, engine.temperature, raw, uncertainty, prob)
                 if progress:
                     progress(n)
     seconds, label, least = time.time() - start, allocate_map(raw.shape, folder, 'label'), round(least / p.mpp**2)
-    for m in (raw, doubt):
+    for m in (raw, uncertainty):
         complete_map(m)
-    counts = sieve_and_count(raw, label, doubt, least, len(engine.schema.classes), structure, prob)
+    counts = sieve_and_count(raw, label, uncertainty, least, len(engine.schema.classes), structure, prob)
     complete_map(label)
     return PredictionMaps(
         label,
-        doubt,
+        uncertainty,
         counts,
         *((small.pixels, small.step) if small else (None, 1)),
         window,
@@ -115,7 +115,7 @@ def predict_image(
     )
 
 # %% ../../nbs/inference/14_prediction.ipynb #06-predi29
-def finish(y: int, x: int, total, weight, temperature: float, raw, doubt, prob=None):
+def finish(y: int, x: int, total, weight, temperature: float, raw, uncertainty, prob=None):
     "Write the maps of one band."
     h, w = weight.shape
     if not np.isfinite(total[:, ::8, ::8]).all():
@@ -124,7 +124,7 @@ def finish(y: int, x: int, total, weight, temperature: float, raw, doubt, prob=N
     label[weight <= 0] = IGNORE
     raw[y : y + h, x : x + w] = label
     half, seen = total[:, ::2, ::2], np.maximum(weight[::2, ::2], 1e-3)
-    doubt[y // 2 : -(-(y + h) // 2), x // 2 : -(-(x + w) // 2)] = (
+    uncertainty[y // 2 : -(-(y + h) // 2), x // 2 : -(-(x + w) // 2)] = (
         255 * uncertainty_of_logits(half / seen, temperature) + 0.5
     ).astype(np.uint8)
     if prob is not None:

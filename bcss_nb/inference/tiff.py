@@ -25,8 +25,8 @@ from ..core.resolution import PixelSize, first_plausible, size_in_aperio, size_i
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff06
 _COLORS = {
-    PHOTOMETRIC.MINISWHITE: 'grey',
-    PHOTOMETRIC.MINISBLACK: 'grey',
+    PHOTOMETRIC.MINISWHITE: 'gray',
+    PHOTOMETRIC.MINISBLACK: 'gray',
     PHOTOMETRIC.RGB: 'RGB',
     PHOTOMETRIC.PALETTE: 'palette',
     PHOTOMETRIC.SEPARATED: 'CMYK',

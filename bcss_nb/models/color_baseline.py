@@ -24,7 +24,7 @@ class PixelColorBaseline:
         images: np.ndarray,  # (N, H, W, 3) uint8
         labels: np.ndarray,  # (N, H, W) uint8 class index; IGNORE is left out
     ):  # self
-        "Fit on a random draw of labelled pixels, classes weighted evenly."
+        "Fit on a random draw of labeled pixels, classes weighted evenly."
         x, y = images.reshape(-1, 3), labels.reshape(-1)
         rows = np.random.default_rng(self.seed).integers(0, len(y), self.pixels)
         rows = rows[y[rows] != IGNORE]

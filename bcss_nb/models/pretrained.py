@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_SUFFIXES', 'HALF_NORM', 'IMAGENET_NORM', 'read_weights', 'convert_vit_weights', 'resize_positions',
-           'fold_normalisation', 'vit_config', 'load_pretrained', 'format_load_report']
+           'fold_normalization', 'vit_config', 'load_pretrained', 'format_load_report']
 
 # %% ../../nbs/models/04_pretrained.ipynb #7e31208b
 import re
@@ -52,7 +52,7 @@ def _locate(source):
     if path.suffix not in WEIGHT_SUFFIXES and re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', str(source)):
         return _download(str(source))
     raise FileNotFoundError(
-        f'no weights {source}: give a file ({", ".join(WEIGHT_SUFFIXES)}), or a model on the Hugging Face hub as owner/name '
+        f'no weights {source}: give a file ({", ".join(WEIGHT_SUFFIXES)}), or a model of the Hugging Face hub, owner/name '
         'or owner/name@revision'
     )
 
@@ -163,7 +163,7 @@ _STRANGE = {
     r'dist(illation)?_token': 'a distillation token',
     r'reg(ister)?_tokens?': 'register tokens',
     r'w12|weights_in|gate': 'a gated MLP',
-    r'[qk]_norm': 'normalised queries and keys',
+    r'[qk]_norm': 'normalized queries and keys',
 }
 
 
@@ -233,9 +233,9 @@ HALF_NORM = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 IMAGENET_NORM = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def fold_normalisation(
+def fold_normalization(
     weight: Tensor,
-    bias: Tensor,  # (hidden, 3, patch, patch) and (hidden,), made for normalised pictures
+    bias: Tensor,  # (hidden, 3, patch, patch) and (hidden,), made for normalized pictures
     mean=HALF_NORM['mean'],
     std=HALF_NORM['std'],  # of red, green, blue, for pictures in [0, 1]
 ) -> tuple:  # weight, bias for pictures in [0, 1]; ValueError unless there are three numbers each, std above 0
@@ -322,7 +322,7 @@ def load_pretrained(
         state = _fit(state, mine)
         state |= zip(
             (_PATCH + 'weight', _PATCH + 'bias'),
-            fold_normalisation(state[_PATCH + 'weight'], state[_PATCH + 'bias'], mean, std),
+            fold_normalization(state[_PATCH + 'weight'], state[_PATCH + 'bias'], mean, std),
         )
     except ValueError as e:
         raise ValueError(f'{source}: {e}') from e

@@ -21,7 +21,7 @@ def _guard(name, tile):
     def hook(net, args):
         b, c, h, w = args[0].shape
         if c != 3:
-            raise ValueError(f'{name} takes 3 colour channels, got {c}')
+            raise ValueError(f'{name} takes 3 color channels, got {c}')
         if is_unetr(name) and (h, w) != (tile, tile):
             raise ValueError(
                 f'this {name} was built for {tile}x{tile} pixels, got {w}x{h}: its position embedding is fixed'

@@ -85,7 +85,9 @@ def add_page_routes(app, service):
         '/predict',
         tags=['people'],
         responses={
-            200: dict(content=kinds, description='areas, doubt and links; or the overlay; or outlines for QuPath'),
+            200: dict(
+                content=kinds, description='areas, uncertainty and links; or the overlay; or outlines for QuPath'
+            ),
             **{k: v for k, v in ERRORS.items() if k != 404},
         },
     )

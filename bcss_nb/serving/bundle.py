@@ -74,7 +74,7 @@ def bundle_metadata(about: dict) -> dict:  # JSON-ready
         required_packages_version={} if is_unet(about['preset']) else dict(bcss_nb=version('bcss_nb')),
         task='Segmentation of breast-cancer tissue in H&E images',
         description=f'{about["preset"]} trained on {about["source"]}, classes {", ".join(schema.classes)}, {MPP} '
-        'micrometres per pixel',
+        'micrometers per pixel',
         authors='The bcss_nb authors',
         copyright='Apache-2.0',
         intended_use='Research only; not a medical device',

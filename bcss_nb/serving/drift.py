@@ -21,7 +21,7 @@ from ..core.labels import tissue_fraction
 
 # %% ../../nbs/serving/05_drift.ipynb #06d-drif06
 MIN_STAINED_OD = 0.15  # optical density from which a pixel counts as stained
-OD_LUT = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # of each grey level
+OD_LUT = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # of each gray level
 
 
 def stain_features(
@@ -37,16 +37,16 @@ def stain_features(
 
 def image_features(
     x: np.ndarray,  # (H, W, 3) uint8
-) -> dict:  # grey levels, 0 to 255; a share, 0 to 1; optical density; chromaticities; None where nothing is stained
+) -> dict:  # gray levels, 0 to 255; a share, 0 to 1; optical density; chromaticities; None where nothing is stained
     "What a picture looks like, in seven numbers; all but the share of tissue from some 4,000 of its pixels."
     step = max(2, math.isqrt(x.shape[0] * x.shape[1] // 2**12))
     small = x[::step, ::step]
-    grey, beside = small.transpose(2, 0, 1).astype(np.float32, order='C').mean(0), x[::step, 1::step]
+    gray, beside = small.transpose(2, 0, 1).astype(np.float32, order='C').mean(0), x[::step, 1::step]
     fine = np.abs(beside.astype(np.int16) - x[::step, :-1:step][:, : beside.shape[1]]).mean() if beside.size else 0.0
     density, hue, saturation = stain_features(small)
     found = dict(
-        brightness=grey.mean(),
-        contrast=grey.std(),
+        brightness=gray.mean(),
+        contrast=gray.std(),
         sharpness=fine,
         tissue=tissue_fraction(x),
         density=density,
@@ -58,18 +58,20 @@ def image_features(
 # %% ../../nbs/serving/05_drift.ipynb #06d-drif12
 def request_features(
     look: dict,  # from `image_features`
-    found: dict,  # an answer of the service: classes -> share, doubt
+    found: dict,  # an answer of the service: classes -> share, uncertainty
 ) -> dict:  # name -> number or None
     "One request as numbers."
     shares = {f'share_{c}': v['share'] for c, v in found['classes'].items()}
-    seen = [(v['share'], v['doubt']) for v in found['classes'].values() if v['share'] and v['doubt'] is not None]
+    seen = [
+        (v['share'], v['uncertainty']) for v in found['classes'].values() if v['share'] and v['uncertainty'] is not None
+    ]
     total = sum(s for s, _ in seen)
-    return {**look, **shares, 'doubt': sum(s * d for s, d in seen) / total if total else None}
+    return {**look, **shares, 'uncertainty': sum(s * d for s, d in seen) / total if total else None}
 
 
 def drift_kind(name: str) -> str:  # 'prediction' or 'data'
     "Which drift a number tells of."
-    return 'prediction' if name == 'doubt' or name.startswith('share_') else 'data'
+    return 'prediction' if name == 'uncertainty' or name.startswith('share_') else 'data'
 
 # %% ../../nbs/serving/05_drift.ipynb #06d-drif15
 def finite(values) -> np.ndarray:  # float64; None, nan and what is no number left out
@@ -82,7 +84,7 @@ def normalized_wasserstein(
     now: np.ndarray,
     then: np.ndarray,  # values today; of the reference
 ) -> float:  # in standard deviations of the reference; nan when either is empty
-    "Normalised Wasserstein distance."
+    "Normalized Wasserstein distance."
     if not len(now) or not len(then):
         return math.nan
     a, b = np.sort(now), np.sort(then)

@@ -91,7 +91,7 @@ class PredictionQueue:
 
     def _left(self, task):
         self.inside -= 1
-        task.cancelled() or task.exception()
+        task.canceled() or task.exception()
 
     def _use(self, do, deadline):
         if time.monotonic() > deadline:

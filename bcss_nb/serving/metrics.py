@@ -32,9 +32,9 @@ class Metrics:
             registry=r,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
-        self.pixels = Counter('bcss_pixels', 'Pixels predicted, at 0.25 micrometres', registry=r)
-        self.doubt = Histogram(
-            'bcss_doubt', 'Mean doubt of a picture', registry=r, buckets=[i / 20 for i in range(1, 21)]
+        self.pixels = Counter('bcss_pixels', 'Pixels predicted, at 0.25 micrometers', registry=r)
+        self.uncertainty = Histogram(
+            'bcss_uncertainty', 'Mean uncertainty of a picture', registry=r, buckets=[i / 20 for i in range(1, 21)]
         )
         self.shares = Counter('bcss_class_pixels', 'Pixels predicted of each class', ['name'], registry=r)
         self.drift = Gauge(

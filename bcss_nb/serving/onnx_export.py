@@ -65,7 +65,7 @@ def write_int8(
     target: Path,  # float ONNX; where to write
     tiles: np.ndarray,  # (N, H, W, 3) uint8 calibration tiles
 ):
-    "Quantise statically, weights by channel."
+    "Quantize statically, weights by channel."
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

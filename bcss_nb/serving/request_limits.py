@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODINGS', 'PROTECTED_PATHS', 'RequestRejected', 'error_body', 'check_size', 'open_upload', 'check_content_length',
-           'read_body', 'unpack_body', 'request_id', 'send_refusal', 'replay_body', 'check_key', 'with_headers',
+           'read_body', 'unpack_body', 'valid_request_id', 'send_refusal', 'replay_body', 'check_key', 'with_headers',
            'without_prefix', 'without_body', 'RequestLimitMiddleware']
 
 # %% ../../nbs/serving/06_request_limits.ipynb #08a-limi02
@@ -159,7 +159,7 @@ def unpack_body(
         raise RequestRejected(400, f'the body is no {name}: {error}') from None
 
 # %% ../../nbs/serving/06_request_limits.ipynb #08a-limi19
-def request_id(said: bytes) -> str:
+def valid_request_id(said: bytes) -> str:
     "The caller's request id, or a new one."
     return said.decode() if re.fullmatch(rb'[A-Za-z0-9_.-]{1,64}', said) else uuid.uuid4().hex
 
@@ -268,7 +268,7 @@ class RequestLimitMiddleware:
         if method == 'HEAD':
             scope['method'], send = 'GET', without_body(send)
         scope.setdefault('state', {})['path'] = path
-        scope['state']['request_id'] = request_id = request_id(headers.get(b'x-request-id', b''))
+        scope['state']['request_id'] = request_id = valid_request_id(headers.get(b'x-request-id', b''))
         tell = with_headers(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
         try:
             check_key(headers, path, self.key)

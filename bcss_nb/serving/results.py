@@ -62,7 +62,7 @@ class ResultCache:
 
     def put(self, maps, p) -> str:  # id
         "Keep maps; the oldest go first."
-        key, size, p = uuid.uuid4().hex, maps.label.nbytes + maps.doubt.nbytes, copy(p)
+        key, size, p = uuid.uuid4().hex, maps.label.nbytes + maps.uncertainty.nbytes, copy(p)
         p.source = None
         self.kept[key] = time.monotonic(), size, replace(maps, preview=None), p
         self.size += size

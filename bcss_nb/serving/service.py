@@ -105,7 +105,7 @@ def build_response(service, maps, p, found, accept):
     key = service.results.put(maps, p)
     links = {
         k: f'results/{key}/{file}'
-        for k, file in (('classes', 'classes.png'), ('doubt', 'doubt.png'), ('geojson', 'outlines.geojson'))
+        for k, file in (('classes', 'classes.png'), ('uncertainty', 'uncertainty.png'), ('geojson', 'outlines.geojson'))
     }
     return JSONResponse(
         found
@@ -134,13 +134,13 @@ def handle_prediction(
 
 def update_metrics(service, maps, found):
     "Feed the metrics."
-    m, (_, seen, doubt) = service.metrics, maps.counts[:-1].sum(0)
+    m, (_, seen, uncertainty) = service.metrics, maps.counts[:-1].sum(0)
     m.work.observe(found['seconds'] + found['cleaning_seconds'])
     m.pixels.inc(maps.label.size)
     for c, n in zip(service.schema.classes, maps.counts[:, 0]):
         m.shares.labels(c).inc(n)
     if seen:
-        m.doubt.observe(doubt / seen)
+        m.uncertainty.observe(uncertainty / seen)
 
 
 def result_response(service, key: str, file: str) -> Response:  # Refused with 404
@@ -148,11 +148,11 @@ def result_response(service, key: str, file: str) -> Response:  # Refused with 4
     maps, p = service.results.get(key)
     if file == 'classes.png':
         return Response(as_png(np.asarray(maps.label), label_palette(service.schema)), media_type='image/png')
-    if file == 'doubt.png':
-        return Response(as_png(np.asarray(maps.doubt)), media_type='image/png')
+    if file == 'uncertainty.png':
+        return Response(as_png(np.asarray(maps.uncertainty)), media_type='image/png')
     if file == 'outlines.geojson':
         return Response(''.join(collection(iter_features(maps, p, service.schema))), media_type='application/geo+json')
-    raise RequestRejected(404, 'a result has classes.png, doubt.png and outlines.geojson')
+    raise RequestRejected(404, 'a result has classes.png, uncertainty.png and outlines.geojson')
 
 # %% ../../nbs/serving/13_service.ipynb #08-serve51
 ANSWERS = ('application/json', 'image/png', 'application/geo+json')

@@ -44,7 +44,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         self,
         x: torch.Tensor,  # (b, C, H, W), this process's share
     ) -> torch.Tensor:
-        "Normalise with the mean and variance of everybody's pixels."
+        "Normalize with the mean and variance of everybody's pixels."
         if not self.training:
             return super().forward(x)
         z, pixels, shape = x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), (1, -1, 1, 1)

@@ -28,7 +28,7 @@ def pretrained_source(
 
 # %% ../../nbs/training/08_initial_model.ipynb #8911bfb2
 def class_pixel_counts(ts: TileDataset) -> np.ndarray:  # (C,) pixels
-    "Labelled pixels of each class in the training part."
+    "Labeled pixels of each class in the training part."
     return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[: len(ts.schema.classes)] for row in ts.part('train'))
 
 

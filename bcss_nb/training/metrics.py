@@ -29,8 +29,8 @@ def all_reduce_sum(
 # %% ../../nbs/training/01_metrics.ipynb #c253d590
 def soft_confusion(
     maps: Tensor,  # (B, C, H, W) float
-    truth: Tensor,  # (B, C, H, W) one-hot, 0 everywhere where nothing is labelled
-) -> Tensor:  # (C, C): row i, column j is map i added up over the pixels labelled j
+    truth: Tensor,  # (B, C, H, W) one-hot, 0 everywhere where nothing is labeled
+) -> Tensor:  # (C, C): row i, column j is map i added up over the pixels labeled j
     "Add up maps over the pixels of each label; of probabilities, a soft confusion matrix."
     with torch.autocast(maps.device.type, enabled=False):
         return (maps.flatten(2) @ truth.flatten(2).mT).sum(0)
@@ -77,7 +77,7 @@ LOSSES = dict(dice_ce=dict(), dice_focal=dict(gamma=2.0), ce=dict(dice=0.0))
 
 
 def class_weights(
-    area,  # (C,) labelled pixels of each class
+    area,  # (C,) labeled pixels of each class
 ) -> np.ndarray:  # (C,) float, mean 1; classes without pixels count 1 before that
     "Inverse square root of each class's share."
     area = np.asarray(area, dtype=np.float64)
@@ -164,7 +164,7 @@ def recall(
 def accuracy(
     counts,  # (..., n, n) pixel counts
 ) -> np.ndarray:  # (...) 0 to 1, nan without pixels
-    "Share of labelled pixels that got their class."
+    "Share of labeled pixels that got their class."
     tp, truth, _ = _tp_truth_pred(counts)
     return _ratio(tp.sum(-1), truth.sum(-1))
 
@@ -172,7 +172,7 @@ def accuracy(
 def predicted_absent(
     counts,  # (..., n, n) pixel counts
     classes,  # n names
-) -> dict:  # class without a true pixel -> pixels predicted as it, and their share of the labelled ones
+) -> dict:  # class without a true pixel -> pixels predicted as it, and their share of the labeled ones
     "What was predicted as the classes that nobody has, mean over the leading axes."
     counts = np.asarray(counts, dtype=np.float64)
     pooled = counts.reshape(-1, *counts.shape[-2:]).mean(0)

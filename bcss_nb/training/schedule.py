@@ -19,7 +19,7 @@ def param_groups(
     net: nn.Module,
     decay=1.0,  # factor from each layer of `net.vit` to the one below; the rest of the net has factor 1
     weight_decay=0.01,
-) -> list:  # groups for an optimiser, with `scale`
+) -> list:  # groups for an optimizer, with `scale`
     "Weights by learning rate and weight decay."
 
     def key(name, p):

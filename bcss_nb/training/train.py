@@ -47,7 +47,7 @@ def validation_scores(
     "Validation Dice, ready for the log."
     if not np.any(counts):
         raise ValueError(
-            'no labelled pixel in the validation tiles: prepare the set again with other VAL_PATIENTS, or with VAL=0 '
+            'no labeled pixel in the validation tiles: prepare the set again with other VAL_PATIENTS, or with VAL=0 '
             'to do without'
         )
     return dict(
@@ -100,7 +100,7 @@ def fit(
     log=lambda step, **values: None,  # from `experiment_logger`
     resume='auto',  # see `resume_run`
     save_minutes=5.0,  # at most so much work is lost
-) -> dict:  # what best.pt says beside the weights: config, cost, history, train_seconds; `RunInterrupted` when a signal ended the run
+) -> dict:  # what best.pt says beside the weights; `RunInterrupted` when a signal ended the run
     "Train to the end of the budget."
     check_run_dir(out)
     if t.fabric.is_global_zero:

@@ -27,7 +27,7 @@ from .tile_predictions import confusion_per_patient
 
 # %% ../../nbs/training/09_trainer.ipynb #685f17cc
 class Trainer:
-    "A net, its optimiser, its data, and where the run stands."
+    "A net, its optimizer, its data, and where the run stands."
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 'use strict'
 const $ = id => document.getElementById(id)
-const state = { found: null, file: null, labels: null, doubt: null, hidden: new Set(), asked: 0, x: 0, y: 0, scale: 1 }
+const state = { found: null, file: null, labels: null, uncertainty: null, hidden: new Set(), asked: 0, x: 0, y: 0, scale: 1 }
 
 // ---- asking -------------------------------------------------------------------------------------------------------
 function headers(accept) {
@@ -34,9 +34,9 @@ async function send(file) {
     const response = await fetch('predict', { method: 'POST', body: form, headers: headers('application/json') })
     if (!response.ok) throw await complain(response)
     const found = await response.json()
-    const [classes, doubt] = await Promise.all(['classes', 'doubt'].map(k => fetchAs(found.links[k], 'image/png').then(pixelsOf)))
+    const [classes, uncertainty] = await Promise.all(['classes', 'uncertainty'].map(k => fetchAs(found.links[k], 'image/png').then(pixelsOf)))
     if (turn !== state.asked) return
-    Object.assign(state, { found, file, hidden: new Set(), labels: indexed(classes, found), doubt })
+    Object.assign(state, { found, file, hidden: new Set(), labels: indexed(classes, found), uncertainty })
     await show()
   } catch (e) {
     if (turn === state.asked) fail(e instanceof TypeError ? 'The service cannot be reached. Is it running?' : e.message)
@@ -74,16 +74,16 @@ function indexed(image, found) {
 }
 
 function paint() {
-  const { found, labels, doubt, hidden } = state, { map_width: w, map_height: h } = found
+  const { found, labels, uncertainty, hidden } = state, { map_width: w, map_height: h } = found
   const canvas = $('map'), colors = Object.values(found.colors).map(rgb), names = Object.keys(found.colors)
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h }
   const context = canvas.getContext('2d'), out = context.createImageData(w, h), d = out.data
-  const asDoubt = document.querySelector('[name=what]:checked').value === 'doubt'
+  const asUncertainty = document.querySelector('[name=what]:checked').value === 'uncertainty'
   const shown = names.map(n => !hidden.has(n))
   for (let y = 0, i = 0; y < h; y++) for (let x = 0; x < w; x++, i++) {
     const c = labels[i], j = 4 * i
     if (c === 255 || !shown[c]) continue
-    if (asDoubt) { d[j] = 0; d[j + 1] = 190; d[j + 2] = 90; d[j + 3] = doubt.data[4 * ((y >> 1) * doubt.width + (x >> 1))] }
+    if (asUncertainty) { d[j] = 0; d[j + 1] = 190; d[j + 2] = 90; d[j + 3] = uncertainty.data[4 * ((y >> 1) * uncertainty.width + (x >> 1))] }
     else { d[j] = colors[c][0]; d[j + 1] = colors[c][1]; d[j + 2] = colors[c][2]; d[j + 3] = 255 }
   }
   context.putImageData(out, 0, 0)
@@ -125,7 +125,7 @@ function rows() {
     chip.className = 'chip'; chip.style.background = found.colors[name]
     label.append(box, chip, name)
     const percent = v => v === null ? '–' : Math.round(100 * v) + ' %'
-    for (const content of [label, a.area_mm2.toFixed(4), percent(a.share), percent(a.doubt)]) { const td = document.createElement('td'); td.append(content); row.append(td) }
+    for (const content of [label, a.area_mm2.toFixed(4), percent(a.share), percent(a.uncertainty)]) { const td = document.createElement('td'); td.append(content); row.append(td) }
     return row
   }))
 }

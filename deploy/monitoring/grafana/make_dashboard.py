@@ -105,12 +105,12 @@ PANELS = [  # title, kind, width, height, unit, {legend: query}, what it says
         'Share of each class',
     ),
     (
-        'Mean doubt',
+        'Mean uncertainty',
         'heatmap',
         8,
         8,
         'none',
-        {'{{le}}': 'sum by (le)(increase(bcss_doubt_bucket[5m]))'},
+        {'{{le}}': 'sum by (le)(increase(bcss_uncertainty_bucket[5m]))'},
         'Of whole pictures; 0 sure, 1 no idea',
     ),
     (
