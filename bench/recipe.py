@@ -30,7 +30,7 @@ from bcss_nb.data.prepare import prepare, sample_dataset
 from bcss_nb.data.simulator import SITES, simulate_roi
 from bcss_nb.training.metrics import confusion, dice
 from bcss_nb.training.tile_predictions import predict_tiles
-from bcss_nb.training.trainer import Trainer, budget_fraction, train_step, update_elapsed
+from bcss_nb.training.trainer import Trainer
 
 REAL = Path(os.environ.get('BCSS_REAL', '../shared/data'))
 OUT = Path('reports/bench/recipe.csv')
@@ -103,12 +103,12 @@ def third_patient():
 def trained(ts, seed, turn=True, dye=0.15, **config):
     "A net after the steps or minutes of a config, without validation."
     t = Trainer(ts, 'unet-s', seed=seed, **config)
-    t.stream.kwargs.update(turn=turn, dye=dye)
+    t.loader.kwargs.update(turn=turn, dye=dye)
     t.clock = time.time()
-    while budget_fraction(t) < 1:
-        train_step(t)
-        update_elapsed(t)
-    return t.ema.module if t.ema else t.raw, t.step
+    while t.budget_fraction() < 1:
+        t.train_step()
+        t.update_elapsed()
+    return t.ema.module if t.ema else t.model, t.step
 
 
 def stock(ts, seed, epochs=30, batch=15):

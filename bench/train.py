@@ -26,7 +26,7 @@ from bcss_nb.data.simulator import make_sample
 from bcss_nb.data.sources import detect_layout, index_pairs
 from bcss_nb.models.registry import build_model
 from bcss_nb.models.unet import SharedPReLU
-from bcss_nb.training.trainer import Trainer, train_step
+from bcss_nb.training.trainer import Trainer
 from data import transforms
 
 
@@ -65,9 +65,9 @@ def our_loop(name, ts, batch, bare=False, **config):
     "Our steps, without end; bare: on one batch that stays."
     t = Trainer(ts, name, batch=batch, steps=10**9, **config)
     if bare:
-        t.stream = Held(next(t.stream))
+        t.loader = Held(next(t.loader))
     while True:
-        yield train_step(t)
+        yield t.train_step()
 
 
 def measure(loops, steps, rounds, batch, device):

@@ -27,8 +27,8 @@ from bcss_nb.evaluation.surface import surface_counts, surface_dice
 from bcss_nb.models.checkpoint import read_checkpoint, save_checkpoint
 from bcss_nb.serving.parity import benchmark_engine
 from bcss_nb.training.metrics import confusion, dice, iou, mean_dice, plot_confusion, precision, recall
-from bcss_nb.training.train import fit, validation_scores
-from bcss_nb.training.trainer import Trainer
+from bcss_nb.training.train import fit
+from bcss_nb.training.trainer import Trainer, validation_scores
 
 
 @pytest.fixture(scope='module')

@@ -20,10 +20,10 @@ from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import sample_dataset
 from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from bcss_nb.training.config import TrainConfig
+from bcss_nb.training.interrupts import RunInterrupted
 from bcss_nb.training.metrics import DiceCELoss
-from bcss_nb.training.resume import RunInterrupted
 from bcss_nb.training.train import fit
-from bcss_nb.training.trainer import Trainer, budget_fraction, train_step
+from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
@@ -212,17 +212,17 @@ def test_the_clock_may_be_the_budget(ts, tmp_path):
 
 def test_accumulation_learns_from_the_whole_batch(ts):
     t = Trainer(ts, 'unetr', steps=2, batch=4, accumulate=2, precision='32-true')
-    train_step(t)
-    assert t.step == 1 and t.stream.at == 4 and budget_fraction(t) == 0.5
+    t.train_step()
+    assert t.step == 1 and t.loader.at == 4 and t.budget_fraction() == 0.5
 
 
 def test_ema_and_weights_are_kept_apart(ts, tmp_path):
     t = Trainer(ts, 'unet', steps=3, batch=2, ema=0.9)
     fit(t, tmp_path)
     net, _ = load_checkpoint(tmp_path / 'best.pt')
-    key = next(iter(t.raw.state_dict()))
+    key = next(iter(t.model.state_dict()))
     assert torch.equal(net.state_dict()[key], t.ema.module.state_dict()[key]) and not torch.equal(
-        net.state_dict()[key], t.raw.state_dict()[key]
+        net.state_dict()[key], t.model.state_dict()[key]
     )
 
 
