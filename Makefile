@@ -6,6 +6,8 @@ VENV := .venv
 include deploy/gcp/gcp.mk
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# 60,000 files are compiled when they are first imported, not all of them at the installation
+unexport PYTHONDONTWRITEBYTECODE
 # dvc exp run stashes what params.yaml held, and a stash needs a name even where nobody has told Git theirs
 export GIT_AUTHOR_NAME := $(or $(GIT_AUTHOR_NAME),$(shell git config user.name),bcss_nb)
 export GIT_AUTHOR_EMAIL := $(or $(GIT_AUTHOR_EMAIL),$(shell git config user.email),bcss_nb@localhost)
@@ -47,12 +49,12 @@ help: ## show this list
 $(VENV)/.pipeline: requirements.txt requirements_serve.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q -r requirements.txt -r requirements_serve.txt
+	$(VENV)/bin/python -m pip install -q --no-compile -r requirements.txt -r requirements_serve.txt
 	$(VENV)/bin/python -m pip install -q --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pipeline requirements_dev.txt
-	$(VENV)/bin/python -m pip install -q -r requirements_dev.txt
+	$(VENV)/bin/python -m pip install -q --no-compile -r requirements_dev.txt
 	@touch $@
 
 setup: $(VENV)/.pipeline ## create .venv with what the pipeline needs, all versions pinned

@@ -52,8 +52,8 @@ def _locate(source):
     if path.suffix not in WEIGHT_SUFFIXES and re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', str(source)):
         return _download(str(source))
     raise FileNotFoundError(
-        f'no weights {source}: give a file ({", ".join(WEIGHT_SUFFIXES)}), or a model of the Hugging Face hub, owner/name '
-        'or owner/name@revision'
+        f'no weights {source}: give a file ({", ".join(WEIGHT_SUFFIXES)}), or a model on the Hugging Face hub '
+        'as owner/name or owner/name@revision'
     )
 
 # %% ../../nbs/models/04_pretrained.ipynb #0bf70858

@@ -15,7 +15,7 @@ from ..core.folders import EXPORTED_MODEL, check_replaceable, replacing
 from ..core.labels import MPP, get_schema
 from ..core.ranges import EXPORT_RANGES, check_ranges
 from ..data.dataset import TileDataset, evenly_spaced
-from ..evaluation.counting import fit_validation_temperature
+from ..evaluation.counting import fit_validation_temperature, load_run
 from ..inference.engines import ENGINES, available_cores, open_engine
 from ..inference.outputs import summarize_prediction
 from ..inference.prediction import predict_image
@@ -119,7 +119,7 @@ def export_run(
         write_onnx(net, tmp / 'model.onnx', about)
         write_int8(tmp / 'model.onnx', tmp / 'model.int8.onnx', ts.images[evenly_spaced(ts.part('train'), 48)])
         write_bundle(tmp / 'bundle', checkpoint)
-        warm = fit_validation_temperature(net, ts)
+        warm = fit_validation_temperature(load_run(run)[0], ts)
         write_manifest(tmp, checkpoint, about, temperature=warm, engine='onnxruntime-f32')
         table = parity_table(tmp, checkpoint, ts, evenly_spaced(ts.part('test'), tiles))
         out_of = rejected_engines(table)

@@ -45,7 +45,7 @@ class TrainConfig:
 
 # %% ../../nbs/training/00_config.ipynb #config-09
 BUDGETS = dict(
-    smoke=dict(presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=6, val_tiles=64),
+    smoke=dict(presets=dict(unet='unet-s', unetr='unetr-s'), steps=120, rounds=4, val_tiles=64),
     full=dict(presets=dict(unet='unet-l', unetr='unetr-b'), steps=30_000, rounds=60, val_tiles=0),
 )
 
