@@ -72,12 +72,14 @@ def demo_export(
     dataset: TileDataset,
     out: str = DEMO_MODEL,
 ) -> Path:  # folder of the exported model
-    "A UNet of `demo_runs`, exported once for this data."
-    from bcss_nb.inference.engines import read_manifest
+    "Return an exported UNet of `demo_runs`; made where it is missing or from an older version."
     from bcss_nb.serving.export import export_run
 
-    folder = project_path(out)
+    folder, note = project_path(out), project_path(f'{out}.txt')
+    packages = ('core', 'data', 'models', 'training', 'evaluation', 'inference', 'serving')
+    made_from = f'{source_hash(packages)} {dataset.manifest["id"]}'
     with process_lock(folder):
-        if not (folder / 'reference.json').exists() or read_manifest(folder)['data'] != dataset.manifest['id']:
+        if not (folder / 'reference.json').exists() or not note.exists() or note.read_text() != made_from:
             export_run(demo_runs('unet', dataset)[0], dataset, folder, tiles=16)
+            note.write_text(made_from)
     return folder

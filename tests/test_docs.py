@@ -211,7 +211,7 @@ def test_a_notebook_becomes_a_page(tmp_path):
     assert page.startswith('---\ntitle: "Tiny"\ndescription: "A chapter for a test."\n')
     assert 'secret' not in page and '#|' not in page and 'import os' not in page and 'default_exp' not in page
     assert (
-        '### `choose` { #pick .symbol }' in page
+        '### `pick` { #pick .symbol }' in page
         and '<td>a number</td>' in page
         and '??? source "Source"' in page
         and '    def pick(' in page

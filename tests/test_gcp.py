@@ -570,7 +570,7 @@ def test_job_on_many_devices_runs_torchrun(job, place, nodes, rank):
     fields = next(
         n
         for n in ast.parse((ROOT / 'bcss_nb/training/config.py').read_text()).body
-        if isinstance(n, ast.ClassDef) and n.name == 'Config'
+        if isinstance(n, ast.ClassDef) and n.name == 'TrainConfig'
     ).body
     known = {n.target.id for n in fields if isinstance(n, ast.AnnAssign)} | {'data', 'out', 'resume', 'track', 'group'}
     assert {

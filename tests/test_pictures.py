@@ -293,9 +293,9 @@ def check_both(path: Path, mask: np.ndarray, tmp_path: Path, client):
 
 
 COLORS = dict(
-    grey200=(200, 200, 200),
-    grey128=(128, 128, 128),
-    grey60=(60, 60, 60),
+    gray200=(200, 200, 200),
+    gray128=(128, 128, 128),
+    gray60=(60, 60, 60),
     white=(245, 245, 245),
     pink_glass=(236, 226, 233),
     yellow=(235, 222, 160),
@@ -312,7 +312,7 @@ def test_a_structureless_area_is_background(color: str, tissue, tmp_path, client
     check_both(tmp_path / 'slide.png', mask, tmp_path, client)
 
 
-@pytest.mark.parametrize('color', ['grey200', 'yellow', 'black'])
+@pytest.mark.parametrize('color', ['gray200', 'yellow', 'black'])
 def test_background_survives_jpeg(color: str, tissue, tmp_path, client):
     image, mask = tissue.copy(), np.zeros(tissue.shape[:2], bool)
     mask[AREA] = True
@@ -643,7 +643,7 @@ def test_a_label_page_that_comes_first_is_not_the_picture(layout: dict, rgb, tmp
         assert label.shape == rgb.shape[:2] and (label == brightest_band(rgb)).all()
 
 
-def test_a_grey_macro_page_that_comes_first_is_not_the_picture(rgb, tmp_path, client):
+def test_a_gray_macro_page_that_comes_first_is_not_the_picture(rgb, tmp_path, client):
     path = tmp_path / 'slide.tif'
     with tifffile.TiffWriter(path) as t:
         t.write(np.full((64, 96), 90, np.uint8), photometric='minisblack', metadata=None)

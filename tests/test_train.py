@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from fastcore.docments import docments
 
 from bcss_nb.data.dataset import load_dataset
 from bcss_nb.data.prepare import sample_dataset
@@ -22,7 +23,7 @@ from bcss_nb.models.checkpoint import load_checkpoint, read_checkpoint, save_che
 from bcss_nb.training.config import TrainConfig
 from bcss_nb.training.interrupts import RunInterrupted
 from bcss_nb.training.metrics import DiceCELoss
-from bcss_nb.training.train import fit
+from bcss_nb.training.train import fit, train_model
 from bcss_nb.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -233,6 +234,11 @@ def test_the_notebook_has_the_parameters_of_the_command_line():
     config = asdict(TrainConfig())
     assert set(config) | {'data', 'out', 'resume', 'track', 'group'} == set(names) - {'__builtins__'}
     assert {k: v for k, v in config.items() if k != 'steps'} == {k: names[k] for k in config if k != 'steps'}
+
+
+def test_every_option_of_a_training_is_explained():
+    texts = docments(train_model) | docments(TrainConfig)
+    assert all(texts[name] for name in ('data', 'out', 'resume', 'track', 'group', *asdict(TrainConfig())))
 
 
 def test_the_pipeline_passes_every_parameter_with_the_same_default():

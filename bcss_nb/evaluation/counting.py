@@ -23,7 +23,7 @@ from ..training.tile_predictions import iter_logits
 
 # %% ../../nbs/evaluation/04_counting.ipynb #6dff2bc7
 class TrainedModel(nn.Module):
-    "A model that predicts in the precision it was trained in, where this device computes in it; its logits are float32."
+    "Predicts in the precision of the training, where this device computes in it; the logits are float32."
 
     def __init__(
         self,
