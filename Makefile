@@ -155,11 +155,11 @@ $(source_known); if [ "$(SOURCE)" != sample ] && [ ! -e $(call q,$(RAW_TEXT)) ];
 endef
 
 docs: setup-dev ## the documentation site in _docs/, strict; then links, pages and accessibility are checked (in Chromium, where there is one)
-	python docs/build.py --strict
-	python docs/check.py
+	python tools/docs_build.py --strict
+	python tools/docs_check.py
 
 docs-serve: setup-dev ## the site on http://localhost:8000, rebuilt when a file changes
-	python docs/build.py --serve
+	python tools/docs_build.py --serve
 
 export: setup-dev ## notebooks -> module, outputs cleaned of noise
 	nbdev_export
@@ -173,16 +173,16 @@ bench: setup-dev ## speed of data, training, engines, prediction and service; ea
 	for b in data train gpu infer predict serve; do python bench/$$b.py || exit 1; done
 
 check: setup-dev ## is the module what the notebooks say, and are they clean?
-	@python tests/in_step.py
+	@python tools/in_step.py
 
 lint: setup-dev ## ruff over modules, tests and notebooks
 	ruff check .
 
 readme: setup-dev ## README.md from nbs/index.ipynb
-	python tests/in_step.py --write-readme
+	python tools/in_step.py --write-readme
 
 lock: setup-dev ## pin the whole environment again from settings.ini
-	python tests/lock.py
+	python tools/lock.py
 
 clean: ## remove what runs made (not the environment, not raw data); files of other people in these folders stay
 	@$(PYTHON) -m bcss_nb.core.folders

@@ -15,14 +15,14 @@ pytest.importorskip('bs4', reason='make setup-dev installs what the site needs')
 
 
 def tool(name):
-    "docs/NAME.py, under a name that no package has."
-    spec = importlib.util.spec_from_file_location(f'docs_{name}', project_path(f'docs/{name}.py'))
+    "tools/NAME.py, under a name that no package has."
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', project_path(f'tools/{name}.py'))
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-build, check, docments = map(tool, ('build', 'check', 'docments'))
+build, check, docments = map(tool, ('docs_build', 'docs_check', 'docments'))
 BASE, REPO = 'https://example.org/site/', 'https://example.org/code'
 PAGE = """<html lang="en"><head><title>T</title><meta name="description" content="A page that says what it is."></head>
 <body><article><h1 id="top">T</h1>

@@ -99,7 +99,7 @@ def test_hooks(tmp_path):
 
     def run(*files):
         return subprocess.run(
-            [sys.executable, str(ROOT / 'tests/no_data.py'), *map(str, files)], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, str(ROOT / 'tools/no_data.py'), *map(str, files)], cwd=ROOT, capture_output=True, text=True
         )
 
     assert run().returncode == 0, run().stderr

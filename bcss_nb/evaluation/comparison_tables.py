@@ -73,22 +73,23 @@ def plot_patients(
 
 # %% ../../nbs/evaluation/10_comparison_tables.ipynb #b027da24
 def plot_differences(
-    pair: dict,  # from `differences`
+    pair: dict,  # from `dice_differences`
     title: str,  # which minus which
-):
-    "Forest plot of the paired differences."
+):  # a matplotlib figure
+    "Draw a forest plot of the paired differences."
     import matplotlib.pyplot as plt
+    import seaborn as sns
 
     fig, ax = plt.subplots(figsize=(6, 0.45 * len(pair) + 0.9), layout='constrained')
-    for i, d in enumerate(pair.values()):
-        if d['mean'] is None:
-            continue
-        for low, high, lw in (('wide_low', 'wide_high', 1), ('low', 'high', 4)):
+    for name, d in pair.items():
+        for low, high, width in (('wide_low', 'wide_high', 1), ('low', 'high', 4)):
             if d[low] is not None:
-                ax.plot([d[low], d[high]], [i, i], color='black', lw=lw, solid_capstyle='butt')
-        ax.plot(d['mean'], i, 'o', color='white', mec='black')
+                ax.plot([d[low], d[high]], [name, name], color='black', lw=width, solid_capstyle='butt')
+    means = {name: np.nan if d['mean'] is None else d['mean'] for name, d in pair.items()}
+    points = dict(color='white', edgecolor='black', linewidth=1, size=6, jitter=False, zorder=3)
+    sns.stripplot(x=list(means.values()), y=list(means), order=list(means), ax=ax, **points)
     ax.axvline(0, color='gray', lw=0.8)
-    ax.set(yticks=range(len(pair)), yticklabels=list(pair), ylim=(len(pair) - 0.5, -0.5), xlabel=title)
+    ax.set(xlabel=title, ylabel='')
     return fig
 
 # %% ../../nbs/evaluation/10_comparison_tables.ipynb #62cd431a

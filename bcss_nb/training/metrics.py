@@ -203,27 +203,22 @@ def by_class(values, classes) -> dict:  # class name -> float, None where undefi
 
 # %% ../../nbs/training/01_metrics.ipynb #bb364573
 def plot_confusion(
-    counts,  # (n, n) pixel counts
+    counts: np.ndarray,  # (n, n) pixels by true and predicted class
     schema: LabelSchema,  # class names
-):
+):  # a matplotlib figure
     "Draw a confusion matrix, normalized over each true class."
     import matplotlib.pyplot as plt
+    import seaborn as sns
 
-    share = _ratio(np.asarray(counts, float), np.asarray(counts, float).sum(1, keepdims=True))
-    n = len(schema.classes)
-    fig, ax = plt.subplots(figsize=(1.1 * n + 1, n + 0.6), layout='constrained')
-    fig.colorbar(ax.imshow(share, cmap='Blues', vmin=0, vmax=1), label='share of the true class')
-    for i in range(n):
-        for j in range(n):
-            text = '–' if np.isnan(share[i, j]) else f'{share[i, j]:.2f}'
-            ax.text(j, i, text, ha='center', va='center', color='white' if share[i, j] > 0.5 else 'black')
-    rows = [f'{c}\n(no pixel)' if np.isnan(s[0]) else c for c, s in zip(schema.classes, share)]
-    ax.set(
-        xticks=range(n),
-        yticks=range(n),
-        xticklabels=schema.classes,
-        yticklabels=rows,
-        xlabel='predicted',
-        ylabel='true',
-    )
+    counts = np.asarray(counts, float)
+    fraction = _ratio(counts, counts.sum(1, keepdims=True))
+    texts = np.where(np.isnan(fraction), '–', np.char.mod('%.2f', fraction))
+    rows = [f'{c}\n(no pixel)' if np.isnan(f[0]) else c for c, f in zip(schema.classes, fraction)]
+    num_classes = len(schema.classes)
+    fig, ax = plt.subplots(figsize=(1.1 * num_classes + 1, num_classes + 0.6), layout='constrained')
+    colors = dict(cmap='Blues', vmin=0, vmax=1, cbar_kws=dict(label='fraction of the true class'))
+    sns.heatmap(np.nan_to_num(fraction), annot=texts, fmt='', square=True, ax=ax, **colors)
+    ax.set(xlabel='predicted', ylabel='true')
+    ax.set_xticklabels(schema.classes)
+    ax.set_yticklabels(rows, rotation=0)
     return fig

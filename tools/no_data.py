@@ -1,4 +1,4 @@
-"Refuse files that do not belong in the repository: python tests/no_data.py FILE..."
+"Refuse files that do not belong in the repository: python tools/no_data.py FILE..."
 
 import re
 import subprocess

@@ -30,7 +30,7 @@ from nbdev.processors import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / 'docs'), str(ROOT)]
+sys.path[:0] = [str(ROOT / 'tools'), str(ROOT)]
 from docments import module_page, render, symbols  # noqa: E402
 
 from bcss_nb.core.folders import RECORD, explain_strangers, read_record  # noqa: E402
