@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['PREPARED_SET', 'EXPORTED_MODEL', 'SAMPLE', 'TRAINING', 'LIVE_METRICS', 'LEFT_BY_FILE_MANAGERS', 'ENDING', 'LOCK',
            'PARTS', 'RECORD', 'REPORT_FILES', 'CLEANED', 'FolderKind', 'find_strangers', 'is_made_here',
-           'explain_strangers', 'check_replaceable', 'refuse_special_place', 'lock_file', 'make_work_folder',
-           'remove_work_folder', 'remove_old', 'recover_killed', 'swap_folders', 'replacing', 'is_pipeline_folder',
-           'read_record', 'claim_files', 'remove_empty_parents', 'clean_project', 'main']
+           'explain_strangers', 'check_replaceable', 'recover_killed', 'replacing', 'read_record', 'claim_files',
+           'clean_project', 'main']
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files02
 import fcntl
@@ -131,7 +130,7 @@ def check_replaceable(
 ) -> Path:  # absolute, links followed
     "Return where `out` leads; raise ValueError unless it is free, empty, or a folder of this kind and nothing else."
     out = Path(out).expanduser().resolve()
-    refuse_special_place(out, inputs)
+    _refuse_special_place(out, inputs)
     if not out.exists():
         return out
     hint = 'Nothing was changed. Choose another out, or move it away first'
@@ -153,7 +152,7 @@ def check_replaceable(
     return out
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files13
-def refuse_special_place(
+def _refuse_special_place(
     out: Path,  # absolute, links followed
     inputs: tuple[str | Path, ...],  # what a command reads
 ):
@@ -176,7 +175,7 @@ def refuse_special_place(
 ENDING, LOCK, PARTS = '.bcss_nb', 'lock', {'lock', 'new', 'old'}
 
 
-def lock_file(path: Path):
+def _lock_file(path: Path):
     "Return the open lock file, locked; raise OSError when another process holds it."
     file = open(path, 'a')
     try:
@@ -188,20 +187,20 @@ def lock_file(path: Path):
 
 
 @contextmanager
-def make_work_folder(
+def _make_work_folder(
     out: Path,  # its parent exists
 ) -> Iterator[Path]:
     "Yield a private folder beside `out` that holds an empty folder `new`; remove it afterwards."
     work = Path(tempfile.mkdtemp(prefix=f'.{out.name}.', suffix=ENDING, dir=out.parent))
-    with lock_file(work / LOCK):
+    with _lock_file(work / LOCK):
         (work / 'new').mkdir()
         try:
             yield work
         finally:
-            remove_work_folder(work)
+            _remove_work_folder(work)
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files20
-def remove_work_folder(work: Path):
+def _remove_work_folder(work: Path):
     "Remove a work folder, but never a folder `old` that could not be put back or removed."
     shutil.rmtree(work / 'new', ignore_errors=True)
     if (work / 'old').exists():
@@ -211,7 +210,7 @@ def remove_work_folder(work: Path):
         work.rmdir()
 
 
-def remove_old(work: Path, kind: FolderKind):
+def _remove_old(work: Path, kind: FolderKind):
     "Remove what was replaced, unless it holds strangers after all."
     if (work / 'old').exists() and not find_strangers(work / 'old', kind):
         shutil.rmtree(work / 'old', ignore_errors=True)
@@ -230,18 +229,18 @@ def recover_killed(
         if not (work / LOCK).is_file() or not {entry.name for entry in work.iterdir()} <= PARTS:
             continue
         try:
-            lock = lock_file(work / LOCK)
+            lock = _lock_file(work / LOCK)
         except OSError:
             continue
         with lock:
             if (work / 'old').exists() and not out.exists():
                 os.replace(work / 'old', out)
-            remove_old(work, kind)
-            remove_work_folder(work)
+            _remove_old(work, kind)
+            _remove_work_folder(work)
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files22
-def swap_folders(
-    work: Path,  # from `make_work_folder`
+def _swap_folders(
+    work: Path,  # from `_make_work_folder`
     out: Path,
     kind: FolderKind,
 ):
@@ -261,7 +260,7 @@ def swap_folders(
         if old.exists() and not out.exists():
             os.replace(old, out)
         raise
-    remove_old(work, kind)
+    _remove_old(work, kind)
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files24
 @contextmanager
@@ -275,16 +274,16 @@ def replacing(
     recover_killed(out, kind)
     check_replaceable(out, kind, inputs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with make_work_folder(out) as work:
+    with _make_work_folder(out) as work:
         yield work / 'new'
         check_replaceable(out, kind, inputs)
-        swap_folders(work, out, kind)
+        _swap_folders(work, out, kind)
 
 # %% ../../nbs/core/03_folders.ipynb #00b-files28
 RECORD = '.bcss_nb.json'
 
 
-def is_pipeline_folder(folder: Path) -> bool:
+def _is_pipeline_folder(folder: Path) -> bool:
     "Return whether a folder lies in `reports`, `runs` or `exports` of a copy of this project."
     folder = folder.resolve()
     for parent in folder.parents:
@@ -308,7 +307,7 @@ def claim_files(
 ) -> Path:  # the folder
     "Record that files of these names are ours; raise ValueError when one of them is there already and is not."
     folder = Path(folder).expanduser()
-    if is_pipeline_folder(folder):
+    if _is_pipeline_folder(folder):
         return folder
     recorded = read_record(folder)
     unknown = [pattern for pattern in patterns if pattern not in recorded]
@@ -367,7 +366,7 @@ CLEANED = (
 )
 
 
-def remove_empty_parents(path: Path, root: Path):
+def _remove_empty_parents(path: Path, root: Path):
     "Remove the folders above a path, up to `root`, as far as nothing remains in them."
     for parent in path.parents:
         if parent == root or parent.exists() and any(parent.iterdir()):
@@ -389,7 +388,7 @@ def clean_project(
         removed += [path for pattern in REPORT_FILES for path in (root / place).glob(pattern)]
     for path in removed:
         path.unlink(missing_ok=True)
-        remove_empty_parents(path, root)
+        _remove_empty_parents(path, root)
     places = ('runs', 'exports', 'data/processed', 'data/smoke')
     left = [path for place in places for path in sorted((root / place).rglob('*')) if not path.is_dir()]
     return [str(path.relative_to(root)) for path in left]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['dihedral', 'dihedral_batch', 'gather_tiles', 'sample_stain_jitter', 'apply_stain_jitter', 'pooled_array', 'cutmix',
-           'paste_boxes_', 'sample_cutmix_boxes', 'augment']
+           'sample_cutmix_boxes', 'augment']
 
 # %% ../../nbs/data/12_augment.ipynb #8d119505
 import math
@@ -127,13 +127,13 @@ def cutmix(
     n, side = len(y), torch.arange(y.shape[-1], device=y.device)
     other = [min(i ^ 1, n - 1) for i in range(n)]
     if not x.is_cuda:
-        return tuple(paste_boxes_(t, other, box.tolist()) for t in (x, y))
+        return tuple(_paste_boxes_(t, other, box.tolist()) for t in (x, y))
     top, bottom, left, right = box.T[:, :, None]
     inside = ((side >= top) & (side < bottom))[:, :, None] & ((side >= left) & (side < right))[:, None]
     return torch.where(inside[:, None], x[other], x), torch.where(inside, y[other], y)
 
 
-def paste_boxes_(t: Tensor, other: list, boxes: list) -> Tensor:  # the same tensor, changed
+def _paste_boxes_(t: Tensor, other: list, boxes: list) -> Tensor:  # the same tensor, changed
     "Copy the box of each neighbor into the tile, in place."
     places = [
         (i, j, (..., slice(*box[:2]), slice(*box[2:])))

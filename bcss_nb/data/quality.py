@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_FOCUS', 'MIN_RELATIVE_FOCUS', 'MAX_HASH_DISTANCE', 'MAX_MASK_DISAGREEMENT', 'MAX_MODIFIED_Z', 'MIN_DEVIATION',
-           'is_blank', 'focus_measure', 'is_blurred', 'gray_thumbnail', 'perceptual_hash', 'near_duplicate_pairs',
-           'is_near_duplicate', 'mask_disagreement', 'outlier_patients', 'findings_table', 'summarize_findings']
+           'is_blank', 'focus_measure', 'is_blurred', 'perceptual_hash', 'near_duplicate_pairs', 'is_near_duplicate',
+           'mask_disagreement', 'outlier_patients', 'findings_table', 'summarize_findings']
 
 # %% ../../nbs/data/05_quality.ipynb #abcaaa4d
 import numpy as np
@@ -40,7 +40,7 @@ def is_blurred(x: np.ndarray) -> bool:  # (H, W, 3) uint8 RGB
     return fine < MIN_FOCUS and share < MIN_RELATIVE_FOCUS
 
 # %% ../../nbs/data/05_quality.ipynb #768c59d7
-def gray_thumbnail(x: np.ndarray) -> np.ndarray:  # (224, 224, 3) uint8 RGB -> (32, 32) float32
+def _gray_thumbnail(x: np.ndarray) -> np.ndarray:  # (224, 224, 3) uint8 RGB -> (32, 32) float32
     "A tile as 32x32 gray means; other sizes are resized."
     g = Image.fromarray(x).convert('L')
     return np.asarray(g.reduce(7) if g.size == (224, 224) else g.resize((32, 32), Image.BOX), np.float32)
@@ -48,7 +48,7 @@ def gray_thumbnail(x: np.ndarray) -> np.ndarray:  # (224, 224, 3) uint8 RGB -> (
 
 def perceptual_hash(x: np.ndarray) -> np.uint64:  # (H, W, 3) uint8 RGB -> 64 bits
     "Perceptual hash: which of the 8x8 lowest cosine waves lie above their median."
-    waves = dctn(gray_thumbnail(x), norm='ortho')[:8, :8].ravel()
+    waves = dctn(_gray_thumbnail(x), norm='ortho')[:8, :8].ravel()
     return np.packbits(waves > np.median(waves)).view(np.uint64)[0]
 
 # %% ../../nbs/data/05_quality.ipynb #98b1b456
@@ -69,7 +69,7 @@ def near_duplicate_pairs(
 
 def is_near_duplicate(a: np.ndarray, b: np.ndarray, least=0.9) -> bool:  # (H, W, 3) uint8 RGB each
     "Do two tiles look the same at 32x32?"
-    return bool(np.corrcoef(gray_thumbnail(a).ravel(), gray_thumbnail(b).ravel())[0, 1] > least)
+    return bool(np.corrcoef(_gray_thumbnail(a).ravel(), _gray_thumbnail(b).ravel())[0, 1] > least)
 
 # %% ../../nbs/data/05_quality.ipynb #4650f977
 MAX_MASK_DISAGREEMENT = 0.02  # share of the pixels of a tile that may disagree

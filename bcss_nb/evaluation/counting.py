@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_CALIBRATION_TILES', 'MAX_CALIBRATION_PIXELS', 'TrainedModel', 'load_run', 'fit_validation_temperature',
-           'count_batch', 'count_by_patient']
+           'count_by_patient']
 
 # %% ../../nbs/evaluation/04_counting.ipynb #04_count-h02
 import json
@@ -75,7 +75,7 @@ def fit_validation_temperature(
     return fit_temperature(logits, truth)
 
 # %% ../../nbs/evaluation/04_counting.ipynb #2cae2fcd
-def count_batch(
+def _count_batch(
     logits: Tensor,  # (B, C, H, W)
     truth: Tensor,  # (B, H, W) class index or IGNORE, on the same device
     temperature: float,
@@ -108,6 +108,6 @@ def count_by_patient(
     for patient in progress_bar(patients, unit='patients'):
         mine = rows[(ts.tiles.patient.iloc[rows] == patient).to_numpy()]
         truths = (torch.from_numpy(ts.labels[mine[i : i + batch]]).to(device) for i in range(0, len(mine), batch))
-        parts = [count_batch(l, y, temperature) for l, y in zip(iter_logits(net, ts, mine, batch, device), truths)]
+        parts = [_count_batch(l, y, temperature) for l, y in zip(iter_logits(net, ts, mine, batch, device), truths)]
         out.append({k: sum(p[k] for p in parts) for k in parts[0]})
     return patients, {k: np.stack([o[k] for o in out]) for k in out[0]}

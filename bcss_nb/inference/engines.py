@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE_MULTIPLE', 'ENGINES', 'Engine', 'available_cores', 'to_nchw_float', 'fold_batchnorm', 'find_device',
-           'TorchEngine', 'read_manifest', 'ExportedEngine', 'OnnxEngine', 'OnnxInt8Engine', 'preserve_signal_stack',
-           'OpenvinoEngine', 'OpenvinoF32Engine', 'OpenvinoInt8Engine', 'open_engine']
+           'TorchEngine', 'read_manifest', 'ExportedEngine', 'OnnxEngine', 'OnnxInt8Engine', 'OpenvinoEngine',
+           'OpenvinoF32Engine', 'OpenvinoInt8Engine', 'open_engine']
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi02
 import ctypes
@@ -249,7 +249,7 @@ class _SignalStack(ctypes.Structure):
 
 
 @contextmanager
-def preserve_signal_stack():
+def _preserve_signal_stack():
     "Put the signal stack of this thread back when the block ends."
     libc, was = ctypes.CDLL(None), _SignalStack()
     if not hasattr(libc, 'sigaltstack'):
@@ -288,7 +288,7 @@ class OpenvinoEngine(ExportedEngine):
             'NUM_STREAMS': 1,
             'ENABLE_CPU_PINNING': False,
         }
-        with preserve_signal_stack():
+        with _preserve_signal_stack():
             return core.compile_model(graph, 'CPU', options).create_infer_request()
 
     def run(self, x):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'OVERVIEW_SIZE', 'OpenSlideReader', 'open_image', 'PillowReader', 'ArrayReader', 'is_tiff', 'open_source',
-           'read_resampled', 'SlideReader', 'open_slide', 'slide_from_bytes', 'tissue_lookup']
+           'SlideReader', 'open_slide', 'tissue_lookup']
 
 # %% ../../nbs/inference/03_readers.ipynb #06a-slid02
 import io
@@ -184,7 +184,7 @@ def open_source(
         return TiffReader(file) if is_tiff(file) else PillowReader(file)
 
 # %% ../../nbs/inference/03_readers.ipynb #06a-slid14
-def read_resampled(
+def _read_resampled(
     source: OpenSlideReader | TiffReader | PillowReader,
     level: int,  # to read from
     scale: float,  # pixels of the file per pixel of the grid
@@ -238,7 +238,7 @@ class SlideReader:
         "A window, and which of its pixels were scanned."
         x1, y1 = min(x + w, self.width), min(y + h, self.height)
         with reading(self.name or 'this picture'):
-            inside = read_resampled(self.source, self.level, self.scale, x, y, x1 - x, y1 - y)
+            inside = _read_resampled(self.source, self.level, self.scale, x, y, x1 - x, y1 - y)
         below, right = h - inside.rgb.shape[0], w - inside.rgb.shape[1]
         if not below and not right:
             return inside
@@ -270,7 +270,7 @@ def open_slide(
     return picture
 
 
-def slide_from_bytes(
+def _slide_from_bytes(
     data: bytes,  # of a PNG, JPEG, WebP, BMP or TIFF file
     mpp: float | None = None,  # micrometers per pixel of the file, replaces what it states
     name: str = '',  # of the file; BCSS names state the pixel size

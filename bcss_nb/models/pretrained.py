@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_SUFFIXES', 'HALF_NORM', 'IMAGENET_NORM', 'read_weights', 'convert_vit_weights', 'resize_positions',
-           'fold_normalization', 'vit_config', 'load_pretrained', 'format_load_report']
+           'fold_normalization', 'load_pretrained', 'format_load_report']
 
 # %% ../../nbs/models/04_pretrained.ipynb #7e31208b
 import re
@@ -249,7 +249,7 @@ def fold_normalization(
     return scaled.float(), (bias.double() - (scaled * mean).sum((1, 2, 3))).float()
 
 # %% ../../nbs/models/04_pretrained.ipynb #33a24064
-def vit_config(
+def _vit_config(
     state: dict,  # of an `ViTEncoder`, or from `convert_vit_weights`
 ) -> dict:  # layers; hidden and mlp width; channels; patch side in pixels
     "Read the shape of a ViT off its tensors."
@@ -266,7 +266,7 @@ _POS, _PATCH = 'patch_embedding.position_embeddings', 'patch_embedding.patch_emb
 
 def _fit(state, mine):
     "The mapped weights on the grid of an encoder; ValueError, in its words, when they do not fit."
-    found, need = vit_config(state), vit_config(mine)
+    found, need = _vit_config(state), _vit_config(mine)
 
     def say(shape):
         return ', '.join(f'{k} {v}' for k, v in shape.items())

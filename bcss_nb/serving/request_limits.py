@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODINGS', 'PROTECTED_PATHS', 'RequestRejected', 'error_body', 'check_size', 'open_upload', 'check_content_length',
-           'read_body', 'unpack_body', 'valid_request_id', 'send_refusal', 'replay_body', 'check_key', 'with_headers',
-           'without_prefix', 'without_body', 'RequestLimitMiddleware']
+           'read_body', 'unpack_body', 'RequestLimitMiddleware']
 
 # %% ../../nbs/serving/06_request_limits.ipynb #08a-limi02
 import asyncio
@@ -159,12 +158,12 @@ def unpack_body(
         raise RequestRejected(400, f'the body is no {name}: {error}') from None
 
 # %% ../../nbs/serving/06_request_limits.ipynb #08a-limi19
-def valid_request_id(said: bytes) -> str:
+def _valid_request_id(said: bytes) -> str:
     "The caller's request id, or a new one."
     return said.decode() if re.fullmatch(rb'[A-Za-z0-9_.-]{1,64}', said) else uuid.uuid4().hex
 
 
-async def send_refusal(send, e: RequestRejected, path: str):
+async def _send_refusal(send, e: RequestRejected, path: str):
     "Answer with a refusal as JSON, and close: what is left of the body is not wanted."
     body = json.dumps(error_body(path, e.detail)).encode()
     headers = {'content-type': 'application/json', 'content-length': str(len(body)), 'connection': 'close', **e.headers}
@@ -176,7 +175,7 @@ async def send_refusal(send, e: RequestRejected, path: str):
     await send(dict(type='http.response.body', body=body))
 
 
-def replay_body(body: bytes, receive):
+def _replay_body(body: bytes, receive):
     "Hand on a body that was read; what comes after it is the line's own."
     parts = [dict(type='http.request', body=body, more_body=False)]
 
@@ -189,7 +188,7 @@ def replay_body(body: bytes, receive):
 PROTECTED_PATHS = re.compile(r'/predict|/results/|/v2/models/[^/]+(/versions/[^/]+)?/infer')
 
 
-def check_key(
+def _check_key(
     headers: dict, path: str, key: str
 ):  # lower-case bytes -> bytes; of the request; empty: none is asked for
     "Refused with 401 where a key is asked for and another is given."
@@ -197,7 +196,7 @@ def check_key(
         raise RequestRejected(401, 'give the API key in the header X-API-Key')
 
 
-def with_headers(send, status: list, headers: list):  # ASGI; receives the status of the answer; (name, value) for it
+def _with_headers(send, status: list, headers: list):  # ASGI; receives the status of the answer; (name, value) for it
     "Pass an answer on, with the headers it does not have yet."
 
     async def tell(message):
@@ -209,7 +208,7 @@ def with_headers(send, status: list, headers: list):  # ASGI; receives the statu
     return tell
 
 
-def without_prefix(
+def _without_prefix(
     path: str,
     root_path: str,  # for instance '/bcss'; '' where there is none
 ) -> str:
@@ -219,7 +218,7 @@ def without_prefix(
     return path
 
 
-def without_body(send):  # ASGI
+def _without_body(send):  # ASGI
     "Pass an answer on without its body, as HEAD asks."
 
     async def tell(message: dict):
@@ -263,15 +262,15 @@ class RequestLimitMiddleware:
             False,
             scope['method'],
         )
-        path = without_prefix(scope['path'], self.root_path)
+        path = _without_prefix(scope['path'], self.root_path)
         scope['path'] = self.root_path + path  # ASGI wants the prefix in the path, whether the proxy cut it off or not
         if method == 'HEAD':
-            scope['method'], send = 'GET', without_body(send)
+            scope['method'], send = 'GET', _without_body(send)
         scope.setdefault('state', {})['path'] = path
-        scope['state']['request_id'] = request_id = valid_request_id(headers.get(b'x-request-id', b''))
-        tell = with_headers(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
+        scope['state']['request_id'] = request_id = _valid_request_id(headers.get(b'x-request-id', b''))
+        tell = _with_headers(send, status, [*self.headers, (b'x-request-id', request_id.encode())])
         try:
-            check_key(headers, path, self.key)
+            _check_key(headers, path, self.key)
             check_content_length(headers, self.most_bytes)
             if scope['method'] in ('POST', 'PUT', 'PATCH'):
                 if self.inside >= self.bodies:
@@ -282,13 +281,13 @@ class RequestLimitMiddleware:
                 if b'content-encoding' in headers:
                     body = await self.unpacked(body, scope, headers)
                 scope['state']['body'] = body
-                receive = replay_body(body, receive)
+                receive = _replay_body(body, receive)
             await self.app(scope, receive, tell)
         except RequestRejected as e:
-            await send_refusal(tell, e, path)
+            await _send_refusal(tell, e, path)
         except Exception:
             if status[0] == 499:
-                await send_refusal(tell, RequestRejected(500, 'an error inside the service: see its log'), path)
+                await _send_refusal(tell, RequestRejected(500, 'an error inside the service: see its log'), path)
             raise
         finally:
             self.inside -= entered
