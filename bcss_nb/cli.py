@@ -52,13 +52,13 @@ def _add_predict(p):
     )
     p.add_argument('--batch', type=int, default=0, help='windows a step (default: a megapixel on a CPU, 32 on a GPU)')
     p.add_argument(
-        '--tissue',
+        '--min-tissue',
         type=float,
         default=0.01,
-        help='share of a window that must be tissue; 0 predicts glass too (default: %(default)s)',
+        help='fraction of a window that must be tissue; 0 predicts background too (default: %(default)s)',
     )
     p.add_argument(
-        '--least',
+        '--min-region',
         type=float,
         default=MIN_REGION_UM2,
         help='smaller regions join their neighbor, square micrometers (default: %(default)s)',
@@ -81,7 +81,7 @@ def _add_predict(p):
         help='keep the whole canvas of a slide whose scanner states bounds (default: results count from the corner of '
         'the bounds, as in QuPath)',
     )
-    p.add_argument('--again', action='store_true', help='also pictures that are done')
+    p.add_argument('--overwrite', action='store_true', help='predict images again that are done')
     p.add_argument('--engine', default='auto', help='of an exported model (default: the one its export chose)')
     p.add_argument(
         '--device', default='auto', help='of a checkpoint: cpu, cuda, cuda:1 (default: the GPU if there is one)'
@@ -100,7 +100,19 @@ def _do_predict(a) -> int:  # how many pictures failed
     options = {
         k: v
         for k, v in vars(a).items()
-        if k in ('mpp', 'window', 'stride', 'batch', 'tissue', 'least', 'simplify', 'prob', 'again', 'keep_bounds')
+        if k
+        in (
+            'mpp',
+            'window',
+            'stride',
+            'batch',
+            'min_tissue',
+            'min_region',
+            'simplify',
+            'prob',
+            'overwrite',
+            'keep_bounds',
+        )
     }
     shared = a.device == 'auto' and place.world_size > 1 and not (Path(a.model) / 'model.json').exists() and _has_cuda()
     device = f'cuda:{place.local_rank}' if shared else a.device

@@ -1,6 +1,6 @@
 """The service under load: what it sustains, how long accepted requests take, and what happens at twice its capacity.
 
-    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 0] [--waiting 2]
+    python bench/serve.py --model exports/bcss [--seconds 120] [--workers 0] [--queue-size 2]
 
 Three kinds of requests: a tile (PNG, 224 pixels), a region (JPEG, 1024 pixels), both real where BCSS_REAL (default
 ../shared/data) has
@@ -158,7 +158,7 @@ if __name__ == '__main__':
     p.add_argument('--model', default='exports/bcss')
     p.add_argument('--seconds', type=float, default=120)
     p.add_argument('--workers', type=int, default=0, help='0: one a core')
-    p.add_argument('--waiting', type=int, default=2)
+    p.add_argument('--queue-size', type=int, default=2)
     a = p.parse_args()
     model, workers = str(Path(a.model).absolute()), a.workers or available_cores()
     about, (p, _, what) = json.loads(Path(model, 'model.json').read_text()), whole_region()
@@ -185,7 +185,10 @@ if __name__ == '__main__':
     bare = Raw(model, dict(tile=(1, 224, 224, 3), region=(1, 1024, 1024, 3), tensors=(8, 224, 224, 3)), workers)
     with (
         tempfile.TemporaryDirectory() as d,
-        service(model, f'{d}/log', workers=workers, waiting=a.waiting, results_bytes=16 * 2**20) as (url, process),
+        service(model, f'{d}/log', workers=workers, queue_size=a.queue_size, results_bytes=16 * 2**20) as (
+            url,
+            process,
+        ),
     ):
         port = int(url.rsplit(':', 1)[1])
         found = {}
@@ -194,7 +197,7 @@ if __name__ == '__main__':
         for name, request in kinds.items():
             before, served = [bare(name)], []
             for _ in range(5):
-                served.append(asyncio.run(capacity(port, request, workers + a.waiting)))
+                served.append(asyncio.run(capacity(port, request, workers + a.queue_size)))
                 before.append(bare(name))
             shares = [2 * s / (x + y) for s, x, y in zip(served, before, before[1:])]
             f = found[name] = dict(

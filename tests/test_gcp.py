@@ -234,7 +234,7 @@ def test_service_fits_the_program():
     s = Settings.from_env(env)
     assert (
         all(hasattr(s, k.removeprefix('BCSS_').lower()) for k in env)
-        and inside['containerConcurrency'] == s.workers + s.waiting + 1
+        and inside['containerConcurrency'] == s.workers + s.queue_size + 1
     )
     assert inside['timeoutSeconds'] > s.deadline + s.body_seconds
     source = (ROOT / 'bcss_nb/serving/app.py').read_text()

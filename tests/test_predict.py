@@ -54,7 +54,7 @@ def test_windows_do_not_matter_to_a_pixelwise_net(region, window, stride, stripe
     monkeypatch.setattr('bcss_nb.inference.prediction.STRIPE_WIDTH', stripe)
     if stride == 16:
         region = region[:300, :400]
-    m = predict_image(SlideReader(region), Reddish(), window, stride, least=0, tissue=0)
+    m = predict_image(SlideReader(region), Reddish(), window, stride, min_region=0, min_tissue=0)
     x = region.astype(np.float32) / 255
     assert (m.label == np.stack([x[..., 1] * 0 + 0.5, x[..., 0], x[..., 2]]).argmax(0)).mean() > 0.9999
     assert m.counts[:, 0].sum() == m.label.size and m.counts[-1, 0] == 0
@@ -98,7 +98,7 @@ def test_blended_output_differs_from_one_look_only_where_windows_end(run):
     sees = reach(engine)
     image = simulate_roi(3, shape=(960, 1600))[1]
     p, out = SlideReader(image), np.zeros((3, 960, 1600), np.float32)
-    for y, x, total, weight, _ in iter_bands(p, engine, 768, 512, least=0):
+    for y, x, total, weight, _ in iter_bands(p, engine, 768, 512, min_tissue=0):
         out[:, y : y + total.shape[1], x : x + total.shape[2]] = total / weight
     off = np.abs(out - engine(image[None])[0]).max(0)
     free = np.ones(off.shape, bool)
@@ -145,7 +145,7 @@ def test_a_net_of_one_side_gets_its_side(region):
             return super().run(x)
 
     for h, w in ((900, 1300), (100, 90)):
-        m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Fixed(), tissue=0)
+        m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Fixed(), min_tissue=0)
         assert m.label.shape == (h, w) and m.window == 224
     assert sides == {(224, 224)}
 
@@ -171,7 +171,7 @@ def test_a_scanner_file_is_read_at_its_resolution(tmp_path, region):
 
 def test_odd_sizes_and_tiny_pictures(region):
     for h, w in ((1, 1), (7, 300), (33, 31), (225, 223), (513, 1025)):
-        m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Reddish(), tissue=0)
+        m = predict_image(SlideReader(np.ascontiguousarray(region[:h, :w])), Reddish(), min_tissue=0)
         assert m.label.shape == (h, w) and m.uncertainty.shape == (-(-h // 2), -(-w // 2)) and (m.label != IGNORE).all()
 
 

@@ -166,7 +166,7 @@ def test_what_the_user_changed_or_added_is_never_replaced(tmp_path):
     for name in ('a.geojson', 'corrected.geojson'):
         saved = content(result)
         (result / name).write_text('corrected by hand')
-        for options in (dict(again=True), dict(least=9.0), {}):
+        for options in (dict(overwrite=True), dict(min_region=9.0), {}):
             with pytest.raises(ResultConflict, match=name):
                 predict_file(picture, Reddish(), tmp_path / 'out', mpp=0.25, **options)
         assert (result / name).read_text() == 'corrected by hand'

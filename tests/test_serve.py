@@ -147,7 +147,7 @@ def test_drains_on_sigterm(exported, tmp_path):
 
 def test_busy_says_when_to_come_back(exported, tmp_path):
     region = png(simulate_roi(5, shape=(1500, 1500))[1], 'jpeg', quality=90)
-    with service(exported, tmp_path / 'log', waiting=1) as (url, _):
+    with service(exported, tmp_path / 'log', queue_size=1) as (url, _):
         found = []
 
         def ask():

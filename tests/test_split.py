@@ -26,10 +26,10 @@ relaxed = settings(
 
 
 @st.composite
-def crowds(draw, least=4):
+def crowds(draw, min_patients=4):
     "A tile table: 4 to 40 patients of 1 to 8 hospitals, 1 to 6 tiles each, any class areas, rows in any order."
     sites = draw(st.lists(st.sampled_from(SITES), min_size=1, max_size=8, unique=True))
-    n = draw(st.integers(least, 40))
+    n = draw(st.integers(min_patients, 40))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows = [
         dict(

@@ -88,7 +88,7 @@ Ranges = Mapping[str, Range | OneOf | Form]
 
 def as_option(name: str) -> str:
     "Return a name as an option of a command line."
-    return f'--{name}'
+    return f'--{name.replace("_", "-")}'
 
 
 def as_variable(name: str) -> str:
@@ -117,8 +117,8 @@ PREDICT_RANGES = dict(
     window=Range(int, 32, 16384, also_zero=True, unit='pixels'),
     stride=Range(int, 16, 16384, also_zero=True, unit='pixels'),
     batch=Range(int, 0, 65536, unit='windows'),
-    tissue=Range(float, 0, 1, noun='a share'),
-    least=Range(float, 0, 1e9, unit='µm²'),
+    min_tissue=Range(float, 0, 1, noun='a share'),
+    min_region=Range(float, 0, 1e9, unit='µm²'),
     simplify=Range(float, 0, 1000, unit='µm'),
     threads=Range(int, 0, 4096),
     engine=OneOf(('auto', 'torch', *EXPORTED_ENGINES)),
@@ -177,7 +177,7 @@ SERVICE_RANGES = dict(
     model_sha256=Form(r'|[0-9a-f]{64}', 'empty or 64 hexadecimal digits'),
     engine=EXPORT_RANGES['engine'],
     workers=Range(int, 0, 4096),
-    waiting=Range(int, 0, 100_000),
+    queue_size=Range(int, 0, 100_000),
     deadline=Range(float, 0, 86400, open_min=True, unit='seconds'),
     max_bytes=Range(int, 1, 2**50),
     max_pixels=Range(int, 1, 10**12),

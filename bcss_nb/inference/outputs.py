@@ -97,11 +97,11 @@ def predict_file(
     window=0,
     stride=0,
     batch=0,
-    tissue=0.01,
-    least=MIN_REGION_UM2,  # see `predict`
+    min_tissue=0.01,
+    min_region=MIN_REGION_UM2,  # see `predict`
     simplify=SIMPLIFY_UM,  # µm, of outlines
     prob=False,  # write probabilities too
-    again=False,  # also when it is done
+    overwrite=False,  # also when it is done
     progress=False,
     keep_bounds=False,  # keep the whole canvas of a slide, see `OpenSlideReader`
 ) -> dict:  # the summary; `was_done` is True when nothing had to be done
@@ -114,8 +114,8 @@ def predict_file(
         mpp=mpp,
         window=window,
         stride=stride,
-        tissue=tissue,
-        least=least,
+        min_tissue=min_tissue,
+        min_region=min_region,
         simplify=simplify,
         prob=prob,
         keep_bounds=keep_bounds,
@@ -128,7 +128,7 @@ def predict_file(
     with one_at_a_time(out):
         remove_abandoned(folder)
         done, picture_id = check_result(folder, path, request)
-    if done and not again:
+    if done and not overwrite:
         return json.loads((folder / f'{path.stem}.json').read_text()) | dict(was_done=True)
     with work_folder(folder) as work:
         p = open_slide(path, mpp, keep_bounds)
@@ -150,7 +150,9 @@ def predict_file(
             unit='window',
             leave=False,
         ) as bar:
-            maps = predict_image(p, engine, window, stride, batch, tissue, least, maps_folder, zarr_level, bar.update)
+            maps = predict_image(
+                p, engine, window, stride, batch, min_tissue, min_region, maps_folder, zarr_level, bar.update
+            )
         found = _write_outputs(maps, p, engine, lambda end: outputs / f'{path.stem}{end}', simplify)
         Manifest(picture_id, request, list_outputs(outputs)).write(outputs)
         publish(outputs, folder, path, request)

@@ -38,7 +38,7 @@ def _sieve_and_count(
     raw,
     label,
     uncertainty,  # maps: to read, to write, to count
-    least: int,  # pixels; smaller regions join their neighbor
+    min_pixels: int,  # pixels; smaller regions join their neighbor
     classes: int,
     structure: StructureMap | None = None,  # marks the background; None: there is none
     prob=None,  # (C, H, W) map, set to 0 on background
@@ -46,14 +46,14 @@ def _sieve_and_count(
     "Sieve a map piece by piece, with enough around each piece to see its specks whole."
     counts = np.zeros((classes + 1, 3))
     for ys, xs in iter_blocks(raw.shape):
-        y, x = max(0, ys.start - least), max(0, xs.start - least)
-        around = slice(y, min(ys.stop + least, raw.shape[0])), slice(x, min(xs.stop + least, raw.shape[1]))
+        y, x = max(0, ys.start - min_pixels), max(0, xs.start - min_pixels)
+        around = slice(y, min(ys.stop + min_pixels, raw.shape[0])), slice(x, min(xs.stop + min_pixels, raw.shape[1]))
         part = np.array(raw[around])
         background = structure.background(*around) if structure else None
         if background is not None:
             part[background] = IGNORE
         inside = slice(ys.start - y, ys.stop - y), slice(xs.start - x, xs.stop - x)
-        part = sieve_labels(part, least)[inside]
+        part = sieve_labels(part, min_pixels)[inside]
         label[ys, xs] = part
         if background is not None and prob is not None:
             prob[:, ys, xs] = np.where(background[inside], 0, prob[:, ys, xs])
@@ -69,8 +69,8 @@ def predict_image(
     window=0,
     stride=0,  # see `choose_window`
     batch=0,  # windows a call; 0: a megapixel on a CPU, 32 on a GPU
-    tissue=0.01,  # share of a window that must be tissue; 0: predict glass too
-    least=MIN_REGION_UM2,  # µm²; smaller regions join their neighbor
+    min_tissue=0.01,  # share of a window that must be tissue; 0: predict glass too
+    min_region=MIN_REGION_UM2,  # µm²; smaller regions join their neighbor
     folder=None,  # for the maps of a large picture; None: in memory
     prob=None,  # (C, H, W) uint8 array to fill
     progress=None,  # called with the windows of each band
@@ -85,7 +85,7 @@ def predict_image(
         allocate_map((p.height, p.width), folder, 'raw'),
         allocate_map((-(-p.height // 2), -(-p.width // 2)), folder, 'uncertainty'),
     )
-    small, structure = Preview(p, preview) if preview else None, StructureMap(p, folder) if tissue else None
+    small, structure = Preview(p, preview) if preview else None, StructureMap(p, folder) if min_tissue else None
 
     def seen(*window):
         [note(*window) for note in (small, structure) if note]
@@ -93,15 +93,19 @@ def predict_image(
     with ThreadPoolExecutor(available_cores()) as pool:
         for x0 in range(0, p.width, STRIPE_WIDTH):
             for y, x, total, weight, n in iter_bands(
-                p, engine, window, stride, batch, tissue, (x0, min(x0 + STRIPE_WIDTH, p.width)), seen
+                p, engine, window, stride, batch, min_tissue, (x0, min(x0 + STRIPE_WIDTH, p.width)), seen
             ):
                 _finish_band(pool, y, x, total, weight, engine.temperature, raw, uncertainty, prob)
                 if progress:
                     progress(n)
-    seconds, label, least = time.time() - start, allocate_map(raw.shape, folder, 'label'), round(least / p.mpp**2)
+    seconds, label, min_pixels = (
+        time.time() - start,
+        allocate_map(raw.shape, folder, 'label'),
+        round(min_region / p.mpp**2),
+    )
     for m in (raw, uncertainty):
         complete_map(m)
-    counts = _sieve_and_count(raw, label, uncertainty, least, len(engine.schema.classes), structure, prob)
+    counts = _sieve_and_count(raw, label, uncertainty, min_pixels, len(engine.schema.classes), structure, prob)
     complete_map(label)
     return PredictionMaps(
         label,

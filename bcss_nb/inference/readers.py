@@ -286,7 +286,7 @@ OVERVIEW_SIZE = 4_000_000  # most pixels of a level that counts as overview
 
 def tissue_lookup(
     p: SlideReader,
-    least=0.01,  # share of a window that must be tissue
+    min_tissue=0.01,  # share of a window that must be tissue
 ):  # (x, y, side) -> bool, or None where the picture has no overview
     "Ask the overview."
     i = len(p.source.levels) - 1
@@ -299,6 +299,6 @@ def tissue_lookup(
     def ask(x, y, side):
         s = p.scale / down
         part = mask[int(y * s) : math.ceil((y + side) * s), int(x * s) : math.ceil((x + side) * s)]
-        return bool(part.size and part.mean() >= least)
+        return bool(part.size and part.mean() >= min_tissue)
 
     return ask

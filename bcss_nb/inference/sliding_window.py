@@ -33,20 +33,20 @@ def iter_bands(
     window: int,
     stride: int,
     batch=4,  # windows a call
-    least=0.01,  # share of a window that must be tissue; 0: look at all
+    min_tissue=0.01,  # share of a window that must be tissue; 0: look at all
     columns=None,  # (x0, x1) of the picture to work on; None: all
     seen=None,  # called with (x, y, region) of every window read
 ):  # (y, x, (C, h, w) sum of weighted logits, (h, w) sum of weights), windows done
     "Predict a picture, band by band; weights are not above 0 where nothing was predicted."
     if max(p.width, p.height) <= window:
-        yield from _predict_whole(p, engine, window, least, seen)
+        yield from _predict_whole(p, engine, window, min_tissue, seen)
         return
     x0, x1 = columns or (0, p.width)
     xs, ys = (
         [x for x in window_origins(p.width, window, stride) if x < x1 and x + window > x0],
         window_origins(p.height, window, stride),
     )
-    ask, g, left = tissue_lookup(p, least) if least else None, gaussian_window(window), xs[0]
+    ask, g, left = tissue_lookup(p, min_tissue) if min_tissue else None, gaussian_window(window), xs[0]
     total, spare = (
         np.zeros((len(engine.schema.classes) + 1, window, xs[-1] + window - left), np.float32) for _ in range(2)
     )
@@ -55,7 +55,7 @@ def iter_bands(
         found = [(x, p.read_region(x, y, window, window)) for x in some if not ask or ask(x, y, window)]
         for x, region in found:
             seen and seen(x, y, region)
-        found = [(x, region) for x, region in found if _window_has_tissue(region.rgb, least)]
+        found = [(x, region) for x, region in found if _window_has_tissue(region.rgb, min_tissue)]
         return y, len(some), found
 
     jobs = [(y, some.tolist()) for y in ys for some in np.array_split(xs, -(-len(xs) // batch))]
@@ -75,13 +75,13 @@ def iter_bands(
 
 # %% ../../nbs/inference/11_sliding_window.ipynb #06-predi51
 def _predict_whole(
-    p: SlideReader, engine: Engine, window: int, least: float, seen=None
+    p: SlideReader, engine: Engine, window: int, min_tissue: float, seen=None
 ):  # yields what `iter_bands` yields
     "Predict a small picture at once."
     region, shape = p.read_region(0, 0, window, window), (p.height, p.width)
     if seen:
         seen(0, 0, region)
-    empty = not _window_has_tissue(region.rgb, least)
+    empty = not _window_has_tissue(region.rgb, min_tissue)
     logits = (
         np.zeros((len(engine.schema.classes), *shape), np.float32)
         if empty

@@ -229,7 +229,7 @@ def _add_ops_routes(app, service):
 
     @app.get('/metrics', tags=['operators'], response_class=Response)
     async def metrics():
-        m.waiting.set(service.line.inside)
+        m.queue_length.set(service.line.inside)
         m.lost.set(service.store.lost)
         if service.watch:
             found = service.watch()

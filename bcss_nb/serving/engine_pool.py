@@ -71,11 +71,11 @@ class EnginePool:
 class PredictionQueue:
     "A bounded line before some engines."
 
-    def __init__(self, engines: list, waiting: int):
+    def __init__(self, engines: list, queue_size: int):
         self.most, self.inside, self.pool, self.engine = (
-            len(engines) + waiting,
+            len(engines) + queue_size,
             0,
-            ThreadPoolExecutor(len(engines) + min(1, waiting), 'predict'),
+            ThreadPoolExecutor(len(engines) + min(1, queue_size), 'predict'),
             EnginePool(engines),
         )
         self.seconds = 0.5  # of a recent prediction

@@ -45,7 +45,7 @@ class Metrics:
         )
         self.watched = Gauge('bcss_drift_requests', 'Requests in the window that drift is judged on', registry=r)
         self.lost = Gauge('bcss_store_lost', 'Records that could not be stored', registry=r)
-        self.waiting = Gauge('bcss_line', 'Requests being predicted or waiting', registry=r)
+        self.queue_length = Gauge('bcss_queue_length', 'Requests being predicted or waiting', registry=r)
         Gauge('bcss_model_info', 'The model served', ['model', 'engine', 'sha256'], registry=r).labels(
             about['preset'], about['engine'], about['files']['model.onnx'][:12]
         ).set(1)

@@ -46,7 +46,7 @@ class Service:
         engines = [open_engine(folder, s.engine, threads=each) for _ in range(workers)]
         self.schema, self.exact = engines[0].schema, {e: OnnxEngine(folder, self.about, each) for e in engines}
         self.line, self.results, self.store = (
-            PredictionQueue(engines, s.waiting),
+            PredictionQueue(engines, s.queue_size),
             ResultCache(s.results_bytes, s.results_seconds),
             RequestLog(s),
         )

@@ -27,7 +27,7 @@ class Settings:
     model_sha256: str = ''  # of model.onnx; when given, no other model is served
     engine: str = 'auto'  # see `open_engine`
     workers: int = 0  # predictions at once, which share the cores; 0: one a core
-    waiting: int = 2  # requests that may wait for a worker
+    queue_size: int = 2  # requests that may wait for a worker
     deadline: float = 30.0  # seconds from the last byte of a request to its answer
     api_key: str = ''  # asked for in the header X-API-Key; empty: none
     root_path: str = ''  # prefix of a proxy before the service, for instance /bcss

@@ -119,7 +119,7 @@ PANELS = [  # title, kind, width, height, unit, {legend: query}, what it says
         8,
         8,
         'none',
-        {'MB': 'process_resident_memory_bytes/1e6', 'in line': 'bcss_line'},
+        {'MB': 'process_resident_memory_bytes/1e6', 'in line': 'bcss_queue_length'},
         'Resident memory; requests predicted or waiting',
     ),
 ]
