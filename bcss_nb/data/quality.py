@@ -67,9 +67,9 @@ def near_duplicate_pairs(
     return np.concatenate(found)
 
 
-def is_near_duplicate(a: np.ndarray, b: np.ndarray, least=0.9) -> bool:  # (H, W, 3) uint8 RGB each
+def is_near_duplicate(a: np.ndarray, b: np.ndarray, min_correlation=0.9) -> bool:  # (H, W, 3) uint8 RGB each
     "Do two tiles look the same at 32x32?"
-    return bool(np.corrcoef(_gray_thumbnail(a).ravel(), _gray_thumbnail(b).ravel())[0, 1] > least)
+    return bool(np.corrcoef(_gray_thumbnail(a).ravel(), _gray_thumbnail(b).ravel())[0, 1] > min_correlation)
 
 # %% ../../nbs/data/05_quality.ipynb #4650f977
 MAX_MASK_DISAGREEMENT = 0.02  # share of the pixels of a tile that may disagree
@@ -90,15 +90,15 @@ def mask_disagreement(
 
 # %% ../../nbs/data/05_quality.ipynb #218caec7
 MAX_MODIFIED_Z = 3.5  # modified z-score
-MIN_DEVIATION = 0.15  # and at least this far from the median, as a share
+MIN_DEVIATION = 0.15  # and at min_patients this far from the median, as a share
 
 
 def outlier_patients(
     shares: pd.DataFrame,  # one row a patient, one column a class, 0 to 1
-    least=8,  # fewer patients carry no verdict
+    min_patients=8,  # fewer patients carry no verdict
 ) -> list:  # (patient, reason)
     "Patients whose share of a class is far from everybody else's."
-    if len(shares) < least:
+    if len(shares) < min_patients:
         return []
     middle = shares.median()
     spread = (shares - middle).abs().median()

@@ -174,13 +174,15 @@ def sweep_table(
         for c in done.columns
         if c.endswith('.json:dice_mean') and 'metrics_' in c
     }
-    table = done[['Experiment', *grid, *scores]].rename(columns=scores)
+    # DVC names a parameter without its file where that is unambiguous
+    varied = [name if name in done.columns else name.rpartition(':')[2] for name in grid]
+    table = done[['Experiment', *varied, *scores]].rename(columns=scores)
     for name in scores.values():
         table[name] = table[name].replace('!', None).astype(float)
     return table.dropna(axis=1, how='all').sort_values(list(scores.values())[0], ascending=False, ignore_index=True)
 
 
-def print_sweep(grid: str, group=''):  # for instance 'train.lr=0.001,0.003 train.ema=0,0.9'
+def print_sweep(grid: str, group=''):  # for instance 'params/train.yaml:lr=0.001,0.003'
     "Print the table of a sweep."
     import io
     import subprocess

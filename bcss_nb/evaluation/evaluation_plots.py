@@ -51,13 +51,13 @@ def missed_fraction(
     truth: np.ndarray,
     pred: np.ndarray,  # (n, H, W)
     c: int,  # class index
-    least=0.05,  # tiles with less of the class are left out, share of the tile
+    min_fraction=0.05,  # tiles with less of the class are left out, share of the tile
 ) -> np.ndarray:  # (n,) share of the class's pixels that became something else; nan where there is too little of it
     "How much of a class was missed, tile by tile."
     area = (truth == c).sum((1, 2))
     with np.errstate(invalid='ignore', divide='ignore'):
         share = ((truth == c) & (pred != c)).sum((1, 2)) / area
-    return np.where(area >= least * truth[0].size, share, np.nan)
+    return np.where(area >= min_fraction * truth[0].size, share, np.nan)
 
 
 def plot_examples(
