@@ -89,8 +89,8 @@ def _add_predict(p):
     p.add_argument('--threads', type=int, default=0, help='of a CPU (default: all cores)')
 
 # %% ../nbs/90_cli.ipynb #08c-cli14
-def _do_predict(a) -> int:  # how many pictures failed
-    "Run `bcss predict`; under torchrun every process takes its share of the pictures and its own device."
+def _do_predict(a) -> int:  # how many images failed
+    "Run `bcss predict`; under torchrun every process takes its share of the images and its own device."
     check_ranges(vars(a), PREDICT_RANGES, as_option)
     place = find_place()
     from bcss_nb.inference.engines import open_engine

@@ -22,8 +22,8 @@ BACKGROUND_LEVEL = 220  # gray level from which a channel counts as bright
 
 def tissue_fraction(
     x: np.ndarray,  # (H, W, 3) uint8 RGB
-) -> float:  # 0 (all glass) to 1
-    "Share of pixels with a channel darker than glass; every eighth row and column is looked at."
+) -> float:  # 0 (all background) to 1
+    "Share of pixels with a channel darker than background; every eighth row and column is looked at."
     return float((np.minimum.reduce([x[::8, ::8, c] for c in range(3)]) < BACKGROUND_LEVEL).mean())
 
 # %% ../../nbs/core/00_labels.ipynb #aecf6ba7

@@ -38,13 +38,13 @@ def _add_legend(fig, schema: LabelSchema):
 
 # %% ../../nbs/core/01_plotting.ipynb #be373d65
 def plot_tiles(
-    rows: list,  # each row: a list of (H, W, 3) uint8 pictures
+    rows: list,  # each row: a list of (H, W, 3) uint8 images
     titles: list = (),  # one per column
     names: list = (),  # one per row
     schema: LabelSchema = None,  # draws a legend when given
-    size: float = 1.8,  # inches a picture
+    size: float = 1.8,  # inches an image
 ):
-    "Show rows of pictures with a legend of the classes."
+    "Show rows of images with a legend of the classes."
     import matplotlib.pyplot as plt
 
     n, m = len(rows), max(map(len, rows))

@@ -79,7 +79,7 @@ def sample_stain_jitter(
     gen: torch.Generator,
     stain: float,  # each dye is scaled by 1 +- stain, uniformly
     light: float,  # gain 1 +- light per channel, offset +- light/2
-    dye: float = 0.15,  # standard deviation of each dye's own density per channel, as a share of stain
+    dye: float = 0.15,  # standard deviation of each dye's own density per channel, as a fraction of stain
 ) -> tuple:  # (n, 3, 3) density matrices for pixels as columns, (n, 3) gains, (n, 3) offsets
     "Draw another laboratory for every tile."
     u = 2 * torch.rand(n, 9, generator=gen) - 1

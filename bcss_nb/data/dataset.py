@@ -34,7 +34,7 @@ class TileDataset:
 
     @property
     def split(self) -> str:  # for instance 'site: the official hospitals'
-        "How the test part was chosen."
+        "How the test set was chosen."
         s = self.manifest['split']
         how = {
             'site': 'the official hospitals',
@@ -44,7 +44,7 @@ class TileDataset:
         return f'{s["name"]}: {how.get(s["name"], ", ".join(s["test_sites"] + s["test_patients"]))}'
 
     @property
-    def leak(self) -> str:  # '' when no patient stands in two parts
+    def leak(self) -> str:  # '' when no patient stands in two splits
         "A warning to print beside every score of a leaky split."
         s = self.manifest['split']
         return (

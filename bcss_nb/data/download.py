@@ -286,7 +286,7 @@ def check_download(out: Path):
 
 # %% ../../nbs/data/03_download.ipynb #cd7f0d1e
 def _verify_png(path: Path):
-    "Read a picture to its last line; raises when it is damaged."
+    "Read an image to its last line; raises when it is damaged."
     with Image.open(path) as im:
         im.load()
 

@@ -34,7 +34,7 @@ def iter_batches(
 
 # %% ../../nbs/data/13_loader.ipynb #10bb1850
 def fits_in_memory(need: int, free: int) -> bool:  # bytes
-    "Half of the free memory may go to the set; the rest is for the net. Say so when it is not enough."
+    "Half of the free memory may go to the set; the rest is for the model. Say so when it is not enough."
     if need <= free / 2:
         return True
     print(

@@ -56,7 +56,7 @@ def pack_tiles(
     folder: Path,  # receives images.npy and labels.npy
     rules: TileRules,
     workers: int = 0,  # threads; 0: one a core
-) -> tuple:  # DataFrame of the tiles found, `reason` empty where kept; [(picture, reason, 'resampled' or 'left out')]
+) -> tuple:  # DataFrame of the tiles found, `reason` empty where kept; [(image, reason, 'resampled' or 'left out')]
     "Read every pair on all cores and append the good tiles."
     side = rules.cut.size
     images, labels = NpyWriter(folder / 'images.npy', (side, side, 3)), NpyWriter(folder / 'labels.npy', (side, side))

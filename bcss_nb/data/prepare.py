@@ -75,7 +75,7 @@ def prepare(
     raw: str = '',  # folder or zip of the source; empty: data/raw/<source>
     out: str = 'data/processed',  # folder to write, replaced when whole
     schema: str = '',  # empty: the source's own
-    cut: TilingConfig = TilingConfig(),  # how larger pictures become tiles
+    cut: TilingConfig = TilingConfig(),  # how larger images become tiles
     strict: bool = False,  # stop at the first bad file
     deep: bool = True,  # blur, near duplicates, raw codes
     workers: int = 0,  # threads; 0: one a core

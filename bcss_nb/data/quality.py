@@ -22,12 +22,12 @@ def is_blank(
 
 # %% ../../nbs/data/05_quality.ipynb #d4f9d8e1
 MIN_FOCUS = 60  # variance of the Laplacian, squared gray levels, below which a tile may be blurred
-MIN_RELATIVE_FOCUS = 0.25  # and below this share of the variance of the picture
+MIN_RELATIVE_FOCUS = 0.25  # and below this share of the variance of the image
 
 
 def focus_measure(
     x: np.ndarray,  # (H, W, 3) uint8 RGB
-) -> tuple:  # variance of the Laplacian at half size, squared gray levels; the same over the variance of the picture
+) -> tuple:  # variance of the Laplacian at half size, squared gray levels; the same over the variance of the image
     "How much fine detail a tile holds."
     g = np.asarray(Image.fromarray(x).convert('L').reduce(2)).astype(np.int16)
     edges = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]

@@ -43,7 +43,7 @@ def unannotated_margin(
     rng: np.random.Generator,
     shape: tuple,  # (H, W) pixels
 ) -> np.ndarray:  # (H, W) bool
-    "The unannotated border, 2 to 20 pixels wide."
+    "The unannotated boundary, 2 to 20 pixels wide."
     y, x = np.mgrid[: shape[0], : shape[1]]
     edge = np.minimum(np.minimum(y, shape[0] - 1 - y), np.minimum(x, shape[1] - 1 - x))
     return edge < np.clip(9 + 5 * smooth_noise(rng, shape, 40), 2, 20)
@@ -103,8 +103,8 @@ def _chromatin_texture(rng, code: int, radius, noise) -> np.ndarray:  # hematoxy
     return dark * (0.58 + 0.55 * radius.clip(0, 1) ** 6 + texture * noise) + nucleolus
 
 
-def _overlap_slices(shape, y, x, r) -> tuple:  # (slices in the picture, slices in the patch)
-    "Where a patch of radius `r` around (y, x) overlaps the picture."
+def _overlap_slices(shape, y, x, r) -> tuple:  # (slices in the image, slices in the patch)
+    "Where a patch of radius `r` around (y, x) overlaps the image."
     y0, y1, x0, x1 = max(0, y - r), min(shape[0], y + r + 1), max(0, x - r), min(shape[1], x + r + 1)
     return np.s_[y0:y1, x0:x1], np.s_[y0 - y + r : y1 - y + r, x0 - x + r : x1 - x + r]
 

@@ -118,7 +118,7 @@ class Source:
     encoding: str  # 'kaggle' or 'raw' masks
     layouts: tuple  # each: image folder -> mask folder, or None where no masks are shipped
     raw: str  # where it lies when no folder is given
-    released: int  # labeled pictures in the full release, 0 when there is none
+    released: int  # labeled images in the full release, 0 when there is none
 
 
 _KAGGLE = {'BCSS/train': 'BCSS/train_mask', 'BCSS/val': 'BCSS/val_mask', 'BCSS/test': None}

@@ -54,7 +54,7 @@ def held_out_patients(
     test_sites=(),
     test_patients=(),  # names; both empty: the official hospitals
 ) -> set:  # patients
-    "The patients of the test part."
+    "The patients of the test set."
     sites, patients = (
         _known(test_sites, people.site, 'test_sites'),
         _known(test_patients, people.patient, 'test_patients'),
@@ -78,7 +78,7 @@ def class_fractions(people: pd.DataFrame) -> np.ndarray:  # (n classes,) sum 1; 
 
 
 def sample_validation_patients(
-    rest: pd.DataFrame,  # the patients outside the test part
+    rest: pd.DataFrame,  # the patients outside the test set
     n: int,  # patients to draw
     seed: int = 42,
     draws=64,  # how many are tried; the first best counts
@@ -99,7 +99,7 @@ def sample_validation_patients(
 def kfold_test_patients(
     people: pd.DataFrame,
     folds: int = 5,
-    fold: int = 0,  # how many, and which one is the test part, from 0
+    fold: int = 0,  # how many, and which one is the test set, from 0
     seed: int = 42,
 ) -> set:  # patients of that fold
     "The test patients of one fold."
@@ -131,7 +131,7 @@ def split_patients(
     val_patients=(),  # names; val_patients are drawn when none are given
     folds: int = 5,
     fold: int = 0,  # see `kfold_test_patients`
-    val: float = 0.2,  # share of the patients outside the test part, 0 (off) to below 1
+    val: float = 0.2,  # share of the patients outside the test set, 0 (off) to below 1
     seed: int = 42,
 ) -> dict:  # patient -> 'train', 'val' or 'test'; ValueError on an empty part says what to change
     "Give every patient one part."
@@ -202,7 +202,7 @@ def shared_patients(
 def check_split(
     tiles: pd.DataFrame,  # columns patient, split
 ):
-    "Raise ValueError when a patient stands in two parts."
+    "Raise ValueError when a patient stands in two splits."
     if shared := shared_patients(tiles):
         raise ValueError(
             f'patient in two parts: {", ".join(shared[:5])}; give each patient one part (see split_patients)'

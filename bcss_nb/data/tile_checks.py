@@ -87,7 +87,7 @@ def _inspect_tile(
 
 # %% ../../nbs/data/08_tile_checks.ipynb #cc10eefe
 def _uncovered_margin(h: int, w: int, cut: TilingConfig, last: tuple) -> str:  # '' or what no tile covers
-    "What the grid leaves at the right and bottom of a picture."
+    "What the grid leaves at the right and bottom of an image."
     rows, cols = (max(0, n - at - cut.size) for n, at in zip((h, w), last))
     return f'{rows} rows and {cols} columns at the edge fill no tile (edge=shift or pad keeps them)' * bool(
         rows or cols

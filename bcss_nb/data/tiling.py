@@ -15,7 +15,7 @@ from ..core.ranges import PREPARE_RANGES, check_ranges
 # %% ../../nbs/data/07_tiling.ipynb #28365ceb
 @dataclass(frozen=True)
 class TilingConfig:
-    "How pictures become tiles; ValueError on a rule that makes no sense."
+    "How images become tiles; ValueError on a rule that makes no sense."
 
     size: int = TILE_SIZE  # side of a tile, pixels
     stride: int = 0  # pixels from tile to tile; 0: size, less overlaps
@@ -52,7 +52,7 @@ class TilingConfig:
 def crop_tile(
     x: np.ndarray, y: np.ndarray, r: int, c: int, size: int
 ) -> tuple:  # contiguous (size, size, 3) and (size, size)
-    "One tile; what lies beyond the picture is white and ignored."
+    "One tile; what lies beyond the image is white and ignored."
     x, y = x[r : r + size, c : c + size], y[r : r + size, c : c + size]
     if y.shape == (size, size):
         return np.ascontiguousarray(x), np.ascontiguousarray(y)

@@ -52,7 +52,7 @@ def baseline_confusions(
     tiles=200,  # training tiles looked at, evenly chosen
     chunk=64,  # test tiles at a time
 ) -> np.ndarray:  # (P, n, n) counts, patients sorted by name
-    "Score the RGB-only baseline on the test part."
+    "Score the RGB-only baseline on the test set."
     train, test = ts.part('train'), ts.part('test')
     train = evenly_spaced(train, tiles)
     model = PixelColorBaseline().fit(ts.images[train], ts.labels[train])

@@ -61,7 +61,7 @@ def fit_validation_temperature(
     ts: TileDataset,
     batch=16,
     device='cpu',
-) -> float:  # 1 without a validation part
+) -> float:  # 1 without a validation set
     "Fit the temperature on validation patients; the model card and the exported model both get theirs here."
     rows = evenly_spaced(ts.part('val'), MAX_CALIBRATION_TILES)
     if not len(rows):

@@ -17,7 +17,7 @@ from ..training.tile_predictions import iter_logits
 
 # %% ../../nbs/evaluation/06_evaluation_plots.ipynb #27a4355f
 def plot_error_by_distance(errors: dict):  # model -> name of band -> share wrong or None
-    "Share of wrong pixels by distance from the true border."
+    "Share of wrong pixels by distance from the true boundary."
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5.5, 2.4), layout='constrained')
@@ -41,7 +41,7 @@ def plot_risk_coverage(hists: dict):  # model -> (LEVELS, 2) from `uncertainty_h
 
 # %% ../../nbs/evaluation/06_evaluation_plots.ipynb #04-evalu40
 def _uncertainty_image(prob: Tensor) -> np.ndarray:  # (B, C, H, W) -> (B, H, W, 3) uint8
-    "Uncertainty as a picture, from black to white."
+    "Uncertainty as an image, from black to white."
     import matplotlib.pyplot as plt
 
     return np.uint8(255 * plt.get_cmap('inferno')(uncertainty(prob.movedim(1, -1)).cpu().numpy())[..., :3])

@@ -134,7 +134,7 @@ def dihedral_tta(
 
 
 class TTAModel(torch.nn.Module):
-    "A net that looks eight times; its logits are log probabilities."
+    "A model that looks eight times; its logits are log probabilities."
 
     def __init__(self, net):
         super().__init__()

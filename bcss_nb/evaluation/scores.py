@@ -34,7 +34,7 @@ def _by_class_with_interval(e: dict, names) -> dict:  # three dicts by name: val
 
 
 def _where_truth_exists(counts: dict) -> np.ndarray:  # (S, P, n, 3)
-    "Border counts; in those of older evaluations, which lack the truth's, its pixels stand for them."
+    "Boundary counts; in those of older evaluations, which lack the truth's, its pixels stand for them."
     surface, true = counts['surface'], counts['confusion'].sum(-1)
     return surface if surface.shape[-1] == 3 else np.concatenate([surface, true[..., None]], -1)
 
@@ -107,8 +107,8 @@ def _calibration_summary(counts: dict, classes) -> dict:
     )
 
 # %% ../../nbs/evaluation/05_scores.ipynb #08964dfb
-def tiles_per_second(net: nn.Module, ts: TileDataset, rows, batch=16, device='cpu') -> float:  # tiles a second
-    "How fast the net predicts, after a batch to warm up."
+def tiles_per_second(net: nn.Module, ts: TileDataset, rows, batch=16, device='cpu') -> float:  # tiles per second
+    "How fast the model predicts, after a batch to warm up."
     rows = rows[: 2 * batch]
     list(iter_logits(net, ts, rows[:batch], batch, device))
     start = time.time()

@@ -22,7 +22,7 @@ def predict_files(
     roots=(),
     **options,  # the folders that were named, whose sub-folders are kept; see `predict_file`
 ) -> int:  # how many failed
-    "Predict pictures one after the other: all, or every n-th of a process among n."
+    "Predict images one after the other: all, or every n-th of a process among n."
     rank, world = find_place()[:2]
     failed = []
     for path in pictures[rank::world]:
@@ -45,7 +45,7 @@ def predict_files(
 def _error_reason(
     error: Exception,
 ) -> str:
-    "Why a picture failed, in one line."
+    "Why an image failed, in one line."
     text = ' '.join(str(error).split())
     if isinstance(error, (OSError, ValueError, FloatingPointError)):
         return text

@@ -28,7 +28,7 @@ SIZE_MULTIPLE = 16  # sides of a window are multiples of this: four halvings in 
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi20
 class Engine:
-    "A net that is ready to be called; see the four kinds below."
+    "A model that is ready to be called; see the four kinds below."
 
     name = ''  # 'torch-bf16', 'openvino-bf16', ...
     at_once = 1  # parts of a batch that are computed side by side
@@ -58,7 +58,7 @@ class Engine:
         return self.run(x)
 
     def check(self, h: int, w: int):
-        "ValueError for sides the net does not take."
+        "ValueError for sides the model does not take."
         if self.fixed and (h, w) != (self.side, self.side):
             raise ValueError(f'{self.model} takes windows of {self.side}x{self.side} pixels, got {w}x{h}')
         if h % SIZE_MULTIPLE or w % SIZE_MULTIPLE or min(h, w) < 2 * SIZE_MULTIPLE:
@@ -93,7 +93,7 @@ def to_nchw_float(x: np.ndarray) -> np.ndarray:  # (B, H, W, 3) uint8 -> (B, 3, 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi17
 def fold_batchnorm(
     net,  # with MONAI's convolution blocks, in eval mode
-):  # the same net, changed in place
+):  # the same model, changed in place
     "Fold batch norms into the convolutions they follow."
     from monai.networks.blocks import Convolution
     from torch import nn
@@ -133,7 +133,7 @@ def find_device(
 
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi28
 class TorchEngine(Engine):
-    "A checkpoint of `03_train`, or a net in memory."
+    "A checkpoint of `03_train`, or a model in memory."
 
     def __init__(
         self,

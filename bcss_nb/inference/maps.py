@@ -38,7 +38,7 @@ def uncertainty_of_logits(
     logits: np.ndarray,  # (C, ...) float32
     temperature=1.0,
 ) -> np.ndarray:  # (...) 0 to 1
-    "Uncertainty: entropy of the probabilities, as a share of the largest possible; one logarithm a pixel."
+    "Uncertainty: entropy of the probabilities, as a fraction of the largest possible; one logarithm a pixel."
     d = (logits - logits.max(0)) * np.float32(1 / temperature)
     e = np.exp(d)
     z = e.sum(0)
@@ -51,16 +51,16 @@ BLOCK_SIZE = 4096  # side of the parts in which maps are cleaned and outlined, p
 
 @dataclass
 class PredictionMaps:
-    "What was seen in a picture."
+    "What was seen in an image."
 
     label: object  # (H, W) uint8 class index, IGNORE on background; NumPy or zarr
     uncertainty: object  # (ceil(H/2), ceil(W/2)) uint8, 0 to 255
     counts: np.ndarray  # from `count_classes`
-    preview: np.ndarray  # (h, w, 3) uint8, every `step`-th pixel of the picture; None where nobody asked for it
+    preview: np.ndarray  # (h, w, 3) uint8, every `step`-th pixel of the image; None where nobody asked for it
     step: int
     window: int
     stride: int
-    seconds: float  # for the net and what belongs to it
+    seconds: float  # for the model and what belongs to it
     cleaning: float  # for the sieve
 
 # %% ../../nbs/inference/12_maps.ipynb #06-predi54

@@ -45,7 +45,7 @@ from .windows import choose_window, window_origins
 
 # %% ../../nbs/inference/15_outputs.ipynb #06-predi30
 def iter_features(maps: PredictionMaps, p: SlideReader, schema, simplify=SIMPLIFY_UM):  # yields lists of GeoJSON texts
-    """Outlines piece by piece; regions on the border of two pieces of 1 mm are cut there, so that memory does not
+    """Outlines piece by piece; regions on the boundary of two pieces of 1 mm are cut there, so that memory does not
     grow with the slide."""
     for ys, xs in iter_blocks(maps.label.shape):
         part = np.asarray(maps.label[ys, xs])
@@ -92,7 +92,7 @@ def _overlay_preview(maps: PredictionMaps, schema) -> np.ndarray:  # (h, w, 3) u
 def predict_file(
     path: Path,
     engine: Engine,
-    out: Path,  # a picture; a model; a folder
+    out: Path,  # an image; a model; a folder
     mpp=None,  # µm per pixel of the file, replaces what it says
     window=0,
     stride=0,

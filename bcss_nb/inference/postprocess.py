@@ -51,7 +51,7 @@ def sieve_labels(
     "Join specks to their largest neighbor; what was not predicted stays so."
     import cc3d
 
-    flat = np.pad(label + np.uint8(1), 1)  # glass becomes 0, which is no region, and surrounds the map
+    flat = np.pad(label + np.uint8(1), 1)  # background becomes 0, which is no region, and surrounds the map
     region, n = cc3d.connected_components(flat, connectivity=4, return_N=True)
     sizes = sum(np.bincount(some.ravel(), minlength=n + 1) for some in np.array_split(region, -(-flat.size // 2**18)))
     sizes[0], width, flat, region = pixels, flat.shape[1], flat.ravel(), region.ravel()
@@ -125,7 +125,7 @@ def features(
     polygons,
     classes,
     schema: LabelSchema,
-    name='',  # of the picture; with the place of a polygon it makes an id that stays the same
+    name='',  # of the image; with the place of a polygon it makes an id that stays the same
     offset=(0, 0),  # x, y of the map's corner, pixels
     scale=1.0,  # pixels of the file per pixel of the map
     mpp=0.25,  # µm per pixel of the map
@@ -302,7 +302,7 @@ def count_classes(
 ) -> (
     np.ndarray
 ):  # (C + 1, 3): pixels, pixels with an uncertainty, sum of uncertainty (0 to 1) of each class; last row: not predicted
-    "What areas and uncertainty are made from; adds up over parts of a picture."
+    "What areas and uncertainty are made from; adds up over parts of an image."
     rows = [*range(classes), IGNORE]
     hist = np.bincount((label[::2, ::2].astype(np.uint16) << 8 | uncertainty).ravel(), minlength=1 << 16).reshape(
         256, 256

@@ -69,9 +69,9 @@ def predict_image(
     window=0,
     stride=0,  # see `choose_window`
     batch=0,  # windows a call; 0: a megapixel on a CPU, 32 on a GPU
-    min_tissue=0.01,  # share of a window that must be tissue; 0: predict glass too
+    min_tissue=0.01,  # share of a window that must be tissue; 0: predict background too
     min_region=MIN_REGION_UM2,  # µm²; smaller regions join their neighbor
-    folder=None,  # for the maps of a large picture; None: in memory
+    folder=None,  # for the maps of a large image; None: in memory
     prob=None,  # (C, H, W) uint8 array to fill
     progress=None,  # called with the windows of each band
     preview=2048,  # pixels of the longer side of the small copy; 0: none is made

@@ -14,7 +14,7 @@ from .tiff import Region
 
 # %% ../../nbs/inference/13_previews.ipynb #06-predi26
 class Preview:
-    "A small copy of a picture, made while its windows are read."
+    "A small copy of an image, made while its windows are read."
 
     def __init__(self, p: SlideReader, longest=2048):  # pixels of its longer side
         self.step = max(1, -(-max(p.width, p.height) // longest))
@@ -30,12 +30,12 @@ class Preview:
 
 # %% ../../nbs/inference/13_previews.ipynb #06-predi58
 class StructureMap:
-    "Which cells of a picture have structure, collected while its windows are read."
+    "Which cells of an image have structure, collected while its windows are read."
 
     def __init__(
         self,
         p: SlideReader,
-        folder: Path | None = None,  # for the map of a large picture; None: in memory
+        folder: Path | None = None,  # for the map of a large image; None: in memory
     ):
         shape = -(-p.height // CELL), -(-p.width // CELL)
         if folder is None:
@@ -53,7 +53,7 @@ class StructureMap:
         here[:] = cells[: here.shape[0], : here.shape[1]]
 
     def background(self, rows: slice, columns: slice) -> np.ndarray | None:  # (h, w) bool, or None where there is none
-        "Which pixels of a part of the picture are background."
+        "Which pixels of a part of the image are background."
         top, left = (max(0, s.start // CELL - SQUARE) for s in (rows, columns))
         flat = 1 - self.cells[top : -(-rows.stop // CELL) + SQUARE, left : -(-columns.stop // CELL) + SQUARE]
         cells = background_cells(flat)[rows.start // CELL - top :, columns.start // CELL - left :]

@@ -191,7 +191,7 @@ def _read_resampled(
     x: int,
     y: int,
     w: int,
-    h: int,  # inside the picture, on the grid
+    h: int,  # inside the image, on the grid
 ) -> Region:
     "A window of one level on another grid, with enough read around it for the filter."
     lw, lh, down = source.levels[level]
@@ -287,7 +287,7 @@ OVERVIEW_SIZE = 4_000_000  # most pixels of a level that counts as overview
 def tissue_lookup(
     p: SlideReader,
     min_tissue=0.01,  # share of a window that must be tissue
-):  # (x, y, side) -> bool, or None where the picture has no overview
+):  # (x, y, side) -> bool, or None where the image has no overview
     "Ask the overview."
     i = len(p.source.levels) - 1
     w, h, down = p.source.levels[i]

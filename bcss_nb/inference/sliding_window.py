@@ -23,7 +23,7 @@ def _window_has_tissue(
     image: np.ndarray,  # (H, W, 3) uint8
     min_share: float,  # 0: every window counts
 ) -> bool:
-    "Whether enough of a window is darker than glass, and enough of it has structure."
+    "Whether enough of a window is darker than background, and enough of it has structure."
     return not min_share or tissue_fraction(image) >= min_share and 1 - flat_cells(image).mean() >= min_share
 
 
@@ -34,10 +34,10 @@ def iter_bands(
     stride: int,
     batch=4,  # windows a call
     min_tissue=0.01,  # share of a window that must be tissue; 0: look at all
-    columns=None,  # (x0, x1) of the picture to work on; None: all
+    columns=None,  # (x0, x1) of the image to work on; None: all
     seen=None,  # called with (x, y, region) of every window read
 ):  # (y, x, (C, h, w) sum of weighted logits, (h, w) sum of weights), windows done
-    "Predict a picture, band by band; weights are not above 0 where nothing was predicted."
+    "Predict an image, band by band; weights are not above 0 where nothing was predicted."
     if max(p.width, p.height) <= window:
         yield from _predict_whole(p, engine, window, min_tissue, seen)
         return
@@ -77,7 +77,7 @@ def iter_bands(
 def _predict_whole(
     p: SlideReader, engine: Engine, window: int, min_tissue: float, seen=None
 ):  # yields what `iter_bands` yields
-    "Predict a small picture at once."
+    "Predict a small image at once."
     region, shape = p.read_region(0, 0, window, window), (p.height, p.width)
     if seen:
         seen(0, 0, region)

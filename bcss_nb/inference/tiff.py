@@ -145,7 +145,7 @@ def _check_coded_size(
         raise ValueError(f'a strip or tile of {max_height} x {max_width} pixels holds an image of {height} x {width}')
 
 # %% ../../nbs/inference/02_tiff.ipynb #06g-tiff08
-_ACCESSORIES = ('label', 'macro', 'thumbnail', 'overview')  # names of images that show the glass, not the tissue
+_ACCESSORIES = ('label', 'macro', 'thumbnail', 'overview')  # names of images that show the background, not the tissue
 
 
 def _choose_series(

@@ -12,7 +12,7 @@ from .readers import SlideReader
 
 # %% ../../nbs/inference/10_windows.ipynb #06-predi08
 def window_origins(
-    size: int,  # of the picture along one axis, pixels
+    size: int,  # of the image along one axis, pixels
     window: int,  # side, a multiple of 16
     stride: int,  # from window to window, a multiple of 16
 ) -> list:  # where windows begin; together they cover the axis, the last by at most 15 pixels too much
@@ -26,10 +26,10 @@ def window_origins(
 def choose_window(
     engine: Engine,
     p: SlideReader,
-    window=0,  # pixels; 0: for a UNet 512, or all of a small picture, for a UNETR the side of its tiles
+    window=0,  # pixels; 0: for a UNet 512, or all of a small image, for a UNETR the side of its tiles
     stride=0,  # pixels; 0: three quarters of the window
-) -> tuple:  # window, stride; ValueError when they do not fit the net
-    "The window and the stride for a picture."
+) -> tuple:  # window, stride; ValueError when they do not fit the model
+    "The window and the stride for an image."
     largest = -(-max(p.width, p.height, 2 * SIZE_MULTIPLE) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     if not window:
         pieces = len(window_origins(p.width, 512, 384)) * len(window_origins(p.height, 512, 384))

@@ -53,8 +53,8 @@ def load_checkpoint(
     schema: str = '',  # '' or the schema expected
 ) -> (
     tuple
-):  # net in eval mode, dict of what was saved beside the weights; ValueError when it is another model or schema
-    "Rebuild a net from a checkpoint."
+):  # model in eval mode, dict of what was saved beside the weights; ValueError when it is another model or schema
+    "Rebuild a model from a checkpoint."
     about = read_checkpoint(path)
     if not isinstance(about, dict) or not {'state', 'preset', 'model', 'schema', 'tile'} <= set(about):
         held = ', '.join(map(str, list(about)[:6])) if isinstance(about, dict) else f'a {type(about).__name__}'

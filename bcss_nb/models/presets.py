@@ -21,7 +21,7 @@ def is_unet(
 
 # %% ../../nbs/models/00_presets.ipynb #prese-09
 def check_input_size(side: int, multiple: int, name: str):
-    "Raise ValueError when a picture's side is not a multiple of `multiple` pixels."
+    "Raise ValueError when an image's side is not a multiple of `multiple` pixels."
     if side < 2 * multiple or side % multiple:
         raise ValueError(
             f'{name} takes pictures whose sides are multiples of {multiple} from {2 * multiple} pixels on, got '

@@ -235,10 +235,10 @@ IMAGENET_NORM = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 def fold_normalization(
     weight: Tensor,
-    bias: Tensor,  # (hidden, 3, patch, patch) and (hidden,), made for normalized pictures
+    bias: Tensor,  # (hidden, 3, patch, patch) and (hidden,), made for normalized images
     mean=HALF_NORM['mean'],
-    std=HALF_NORM['std'],  # of red, green, blue, for pictures in [0, 1]
-) -> tuple:  # weight, bias for pictures in [0, 1]; ValueError unless there are three numbers each, std above 0
+    std=HALF_NORM['std'],  # of red, green, blue, for images in [0, 1]
+) -> tuple:  # weight, bias for images in [0, 1]; ValueError unless there are three numbers each, std above 0
     "Move `(x - mean)/std` into the layer that follows it."
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
     if len(mean) != 3 or len(std) != 3 or not (std > 0).all():
@@ -287,7 +287,7 @@ def _fit(state, mine):
 
 # %% ../../nbs/models/04_pretrained.ipynb #c024a68c
 def _continue(net, weights):
-    "Load a checkpoint of the same net."
+    "Load a checkpoint of the same model."
     mine, grid = net.state_dict(), ''
     name = f'vit.{_POS}'
     if name in weights and name in mine:
@@ -307,11 +307,11 @@ def _continue(net, weights):
 # %% ../../nbs/models/04_pretrained.ipynb #ffd45cd4
 def load_pretrained(
     net: nn.Module,  # from `build_model`; changed in place, or not at all
-    source: str | Path,  # see `read_weights`: a published ViT for a unetr, a checkpoint of ours for any net
+    source: str | Path,  # see `read_weights`: a published ViT for a unetr, a checkpoint of ours for any model
     mean=HALF_NORM['mean'],
     std=HALF_NORM['std'],  # what a published ViT was trained with; checkpoints of ours need none
-) -> dict:  # used, unused: names in the source; missing: names in the net that got nothing; grid, '' if kept
-    "Start a net from published weights or from another run; ValueError when they do not fit."
+) -> dict:  # used, unused: names in the source; missing: names in the model that got nothing; grid, '' if kept
+    "Start a model from published weights or from another run; ValueError when they do not fit."
     weights = read_weights(source)
     try:
         if not hasattr(net, 'vit') or f'vit.{_POS}' in weights:

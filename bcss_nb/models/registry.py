@@ -16,7 +16,7 @@ from .unetr import _UNETR, build_unetr
 
 # %% ../../nbs/models/03_registry.ipynb #ad7560b2
 def _guard(name, tile):
-    "A forward hook that checks the input of a net."
+    "A forward hook that checks the input of a model."
 
     def hook(net, args):
         b, c, h, w = args[0].shape
@@ -39,12 +39,12 @@ _SMALL = dict(unet='unet-s', unetr='unetr-s')
 def build_model(
     name: str,  # one of PRESETS; 'unet' and 'unetr' are the smallest of their kind
     classes: int,  # output channels
-    tile: int = TILE_SIZE,  # side of the pictures, pixels
+    tile: int = TILE_SIZE,  # side of the images, pixels
     drop_path=0.0,  # of a unetr, see `ViTEncoder`
 ) -> (
     nn.Module
 ):  # (B, 3, H, W) float32 -> (B, classes, H, W) logits; ValueError on unknown names and sides that do not fit
-    "Build a net by name."
+    "Build a model by name."
     name = _SMALL.get(name, name)
     if name not in PRESETS:
         raise ValueError(f'unknown model {name!r}: choose one of {", ".join(tuple(_SMALL) + PRESETS)}')
@@ -55,7 +55,7 @@ def build_model(
 # %% ../../nbs/models/03_registry.ipynb #6bf7b31e
 def model_cost(
     net: nn.Module,
-    tile: int = TILE_SIZE,  # side of the picture, pixels
+    tile: int = TILE_SIZE,  # side of the image, pixels
 ) -> dict:  # parameters (count), gmacs (1e9 multiply-accumulates for one tile)
     "Count parameters and multiply-accumulates."
     was, device = net.training, next(net.parameters()).device

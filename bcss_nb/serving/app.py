@@ -78,7 +78,7 @@ def create_app(s: Settings = None) -> FastAPI:  # FileNotFoundError, ValueError 
 
 # %% ../../nbs/serving/14_app.ipynb #08-serve30
 def _add_page_routes(app, service):
-    "The page and its pictures."
+    "The page and its images."
     kinds = {'application/json': {}, 'image/png': {}, 'application/geo+json': {}}
 
     @app.post(
@@ -102,7 +102,7 @@ def _add_page_routes(app, service):
             description='µm per pixel of the file; default: what the file says, else 0.25',
         ),
     ):
-        "Segment a picture; `Accept: image/png` gives the overlay, `application/geo+json` the outlines."
+        "Segment an image; `Accept: image/png` gives the overlay, `application/geo+json` the outlines."
         await check_fields(request, ('image', 'mpp'))
         accept = choose_type(request.headers.get('accept', ''))
         return await service.predict(
@@ -183,7 +183,7 @@ def _add_inference_routes(app, service):
     @app.post('/v2/models/bcss/infer', **infer_is)
     @app.post('/v2/models/bcss/versions/1/infer', **infer_is)
     async def infer(request: Request):
-        "Logits of pictures `image` (B, 3, H, W) in [0, 1]."
+        "Logits of images `image` (B, 3, H, W) in [0, 1]."
         if request.query_params:
             raise RequestRejected(400, 'the query is not read: parameters stand in the body')
         body, deadline = (
@@ -222,7 +222,7 @@ def _add_ops_routes(app, service):
 
     @app.get('/drift', tags=['operators'], responses={404: ERRORS[404]})
     async def drift():
-        "The last pictures of `/predict`, compared with the training reference."
+        "The last images of `/predict`, compared with the training reference."
         if not service.watch:
             raise RequestRejected(404, 'this model was exported without reference.json: export it again')
         return _nan_to_none(service.watch())

@@ -17,7 +17,7 @@ from ..models.presets import is_unet, is_unetr
 
 # %% ../../nbs/serving/02_bundle.ipynb #07-expor19
 def bundle_network(about: dict, net: nn.Module) -> dict:  # a MONAI config
-    "How to build the net."
+    "How to build the model."
     num_classes = len(get_schema(about['schema']).classes)
     if not is_unet(about['preset']):
         return dict(

@@ -37,7 +37,7 @@ def _stain_features(
 def image_features(
     x: np.ndarray,  # (H, W, 3) uint8
 ) -> dict:  # gray levels, 0 to 255; a share, 0 to 1; optical density; chromaticities; None where nothing is stained
-    "What a picture looks like, in seven numbers; all but the share of tissue from some 4,000 of its pixels."
+    "What an image looks like, in seven numbers; all but the share of tissue from some 4,000 of its pixels."
     step = max(2, math.isqrt(x.shape[0] * x.shape[1] // 2**12))
     small = x[::step, ::step]
     gray, beside = small.transpose(2, 0, 1).astype(np.float32, order='C').mean(0), x[::step, 1::step]

@@ -58,7 +58,7 @@ def _decode_tensor(tensor: dict, raw: bytes, kind) -> np.ndarray:  # flat
 def read_request(
     body: bytes,
     header='',  # as above
-    most=25_000_000,  # pixels, all pictures of a batch together
+    most=25_000_000,  # pixels, all images of a batch together
 ) -> tuple:  # request; (B, 3, H, W) float32 in [0, 1]; Refused with 400 or 413
     "The input tensor `image` of a request."
     request, rest = _split_body(body, header)
@@ -124,7 +124,7 @@ def encode_response(
 
 def describe_model(
     classes: list, fixed: int, model='bcss', version='1'
-) -> dict:  # fixed: side of the picture, 0: any multiple of 16
+) -> dict:  # fixed: side of the image, 0: any multiple of 16
     "What a client may send, and what comes back."
     side = fixed or -1
     return dict(

@@ -37,7 +37,7 @@ def write_onnx(
     path: Path,
     about: dict,  # of its checkpoint
 ):
-    "Write a net as ONNX: `image` (B, 3, H, W) float32 in [0, 1] to `logits` (B, C, H, W)."
+    "Write a model as ONNX: `image` (B, 3, H, W) float32 in [0, 1] to `logits` (B, C, H, W)."
     import onnx
 
     sides = {2: 'height', 3: 'width'} if not is_unetr(about['model']) else {}

@@ -70,7 +70,7 @@ class RequestLog:
         self.s, self.rng, self.lost, self.lines, self.fresh = s, np.random.default_rng(), 0, 0, 0
 
     def write(self, kind: str, line: dict, pixels=None):
-        "Append a line, and perhaps keep a picture; what cannot be kept is counted."
+        "Append a line, and perhaps keep an image; what cannot be kept is counted."
         if not self.s.store:
             return
         try:

@@ -26,8 +26,8 @@ def predict_bytes(
     deadline: float,
     mpp=None,
     name='',
-) -> tuple:  # maps, picture, pixels; Refused with what is wrong
-    "Decode and predict one picture."
+) -> tuple:  # maps, image, pixels; Refused with what is wrong
+    "Decode and predict one image."
     p = open_upload(data, s.max_pixels, mpp, name)
     if p.width * p.height > s.max_pixels:
         raise RequestRejected(
@@ -72,7 +72,7 @@ class ResultCache:
             self.size -= self.kept.popitem(last=False)[1][1]
         return key
 
-    def get(self, key: str) -> tuple:  # maps, picture without pixels; Refused with 404
+    def get(self, key: str) -> tuple:  # maps, image without pixels; Refused with 404
         "Maps of an answer."
         at, _, maps, p = self.kept.get(key, (-self.seconds, 0, None, None))
         if at < time.monotonic() - self.seconds:

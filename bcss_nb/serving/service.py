@@ -85,7 +85,7 @@ class Service:
         )
 
     async def predict(self, data: bytes, mpp, name: str, request_id: str, accept: str):
-        "Predict a picture and answer as asked."
+        "Predict an image and answer as asked."
         deadline = time.monotonic() + self.s.deadline
         maps, found, response = await self.line.run(
             lambda engine: _handle_prediction(self, engine, data, deadline, mpp, name, request_id, accept), deadline
@@ -95,7 +95,7 @@ class Service:
 
 # %% ../../nbs/serving/13_service.ipynb #08-serve27
 def _build_response(service, maps, p, found, accept):
-    "A picture, outlines, or JSON with links."
+    "An image, outlines, or JSON with links."
     if accept == 'image/png':
         return Response(
             as_png(overlay(p.read(0, 0, p.width, p.height), maps.label, service.schema)), media_type='image/png'
@@ -122,7 +122,7 @@ def _build_response(service, maps, p, found, accept):
 def _handle_prediction(
     service, engine, data: bytes, deadline: float, mpp, name, request_id, accept
 ) -> tuple:  # maps, summary, response
-    "Predict a picture, keep the numbers that monitoring reads, and answer."
+    "Predict an image, keep the numbers that monitoring reads, and answer."
     maps, p, pixels = predict_bytes(engine, data, service.s, deadline, mpp, name)
     found = summarize_prediction(maps, p, engine)
     numbers = request_features(image_features(pixels if p.scale == 1 else p.read(0, 0, p.width, p.height)), found)

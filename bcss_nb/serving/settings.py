@@ -32,14 +32,14 @@ class Settings:
     api_key: str = ''  # asked for in the header X-API-Key; empty: none
     root_path: str = ''  # prefix of a proxy before the service, for instance /bcss
     max_bytes: int = 32 * 2**20  # of a body
-    max_pixels: int = 25_000_000  # of a picture, in the file and at 0.25 µm
+    max_pixels: int = 25_000_000  # of an image, in the file and at 0.25 µm
     max_bodies: int = 16  # bodies read or waiting at once
     body_seconds: float = 30.0  # for a body to arrive
     results_bytes: int = 64 * 2**20  # of maps kept for the links of an answer
     results_seconds: float = 600.0  # how long they are kept
     store: str = ''  # folder for what monitoring reads; empty: nothing is kept
     store_rate: float = 1.0  # share of requests that are kept
-    store_pixels: bool = False  # keep the pictures too
+    store_pixels: bool = False  # keep the images too
     store_bytes: int = 2**30  # most the folder may hold; the oldest goes first
 
     def __post_init__(self):  # ValueError names the variable that is out of range

@@ -20,15 +20,15 @@ from .run_state import source_hash
 # %% ../../nbs/training/08_initial_model.ipynb #6c22d234
 def pretrained_source(
     preset: str,  # for instance 'unetr-b'
-    pretrained: str,  # 'source' for any net, or 'unetr=source' for one kind
-) -> str:  # the source for this net, '' when there is none
-    "Which weights a net starts from."
+    pretrained: str,  # 'source' for any model, or 'unetr=source' for one kind
+) -> str:  # the source for this model, '' when there is none
+    "Which weights a model starts from."
     name, equals, source = pretrained.partition('=')
     return pretrained if not equals else source if preset.split('-')[0] == name or preset == name else ''
 
 # %% ../../nbs/training/08_initial_model.ipynb #8911bfb2
 def class_pixel_counts(ts: TileDataset) -> np.ndarray:  # (C,) pixels
-    "Labeled pixels of each class in the training part."
+    "Labeled pixels of each class in the training set."
     return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[: len(ts.schema.classes)] for row in ts.part('train'))
 
 
@@ -36,8 +36,8 @@ def build_initial_model(
     c: TrainConfig,
     preset: str,
     ts: TileDataset,
-) -> tuple:  # net; how many tensors of pretrained weights were used, unused, missing ({} without)
-    "A net with its first weights: drawn from the seed, then overwritten where there are pretrained ones."
+) -> tuple:  # model; how many tensors of pretrained weights were used, unused, missing ({} without)
+    "A model with its first weights: drawn from the seed, then overwritten where there are pretrained ones."
     seed_everything(c.seed)
     net, source = (
         build_model(preset, len(ts.schema.classes), ts.manifest['tile'], c.drop_path),

@@ -17,7 +17,7 @@ def lr_factor(progress: float, warm=0.1) -> float:  # factor of the peak rate, 0
 
 def param_groups(
     net: nn.Module,
-    decay=1.0,  # factor from each layer of `net.vit` to the one below; the rest of the net has factor 1
+    decay=1.0,  # factor from each layer of `net.vit` to the one below; the rest of the model has factor 1
     weight_decay=0.01,
 ) -> list:  # groups for an optimizer, with `scale`
     "Weights by learning rate and weight decay."
