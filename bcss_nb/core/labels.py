@@ -75,7 +75,7 @@ class LabelSchema:
 _COLORS = dict(other='#999999', tumor='#D55E00', stroma='#0072B2', inflammatory='#F0E442', necrosis='#009E73')
 
 
-def _schema(name, classes, groups, ignore=(), rest=None, encoding='raw'):
+def _schema(name, classes, groups, ignore=(), rest=None, encoding: str = 'raw'):
     "Build a schema from groups of raw codes; codes in no group go to class `rest`."
     codes = {code: IGNORE for code in ignore}
     codes |= {code: classes.index(cls) for cls, group in groups.items() for code in group}

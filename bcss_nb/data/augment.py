@@ -158,7 +158,7 @@ def augment(
     labels: Tensor,  # (N, S, S, 3) uint8 pixels; (N, S, S) uint8 labels: a whole set, memory-mapped or on the device
     rows,  # B row numbers
     gen: torch.Generator,  # on the CPU
-    device='cpu',  # where the batch goes
+    device: str = 'cpu',  # where the batch goes
     stain: float = 0.4,
     light: float = 0.05,  # see `sample_stain_jitter`
     mix: float = 0.0,  # chance of `cutmix` for a tile

@@ -67,7 +67,7 @@ def evenly_spaced(
 # %% ../../nbs/data/11_dataset.ipynb #50e67218
 def load_dataset(
     folder: str | Path,  # made by `prepare`
-    verify=False,  # read every pixel and compare with the hashes of the manifest
+    verify: bool = False,  # read every pixel and compare with the hashes of the manifest
 ) -> TileDataset:  # ValueError or FileNotFoundError when it is not a whole prepared set
     "Open a prepared set without reading its pixels."
     folder = project_path(folder)

@@ -53,7 +53,7 @@ def _download_resumable(url: str, part: Path, bar=None):
         raise DownloadError(f'{part.stat().st_size} of {total} bytes arrived')
 
 # %% ../../nbs/data/03_download.ipynb #247ba58d
-def _verify_download(part: Path, md5='', check=None):
+def _verify_download(part: Path, md5: str = '', check=None):
     "Throw a file away that is not what it should be."
     found = hash_file(part, 'md5') if md5 else ''
     try:

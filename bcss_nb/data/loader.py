@@ -15,7 +15,7 @@ from .dataset import TileDataset
 def load_batch(
     ts: TileDataset,
     rows: np.ndarray,  # (B,) row numbers
-    device='cpu',
+    device: str = 'cpu',
 ) -> tuple:  # (B, 3, S, S) float32 in [0, 1], channels-last; (B, S, S) uint8 class index or IGNORE
     "Fetch tiles as tensors."
     x, y = torch.from_numpy(ts.images[rows]).to(device), torch.from_numpy(ts.labels[rows]).to(device)
@@ -26,7 +26,7 @@ def iter_batches(
     ts: TileDataset,
     rows: np.ndarray,  # row numbers, for instance `ts.part('val')`
     batch: int = 16,  # tiles
-    device='cpu',
+    device: str = 'cpu',
 ):
     "Yield (x, y) batches of one pass over some tiles, as they are."
     for i in range(0, len(rows), batch):
@@ -44,7 +44,7 @@ def fits_in_memory(need: int, free: int) -> bool:  # bytes
     return False
 
 
-def _on_device(ts: TileDataset, device='cpu') -> tuple:  # images and labels, uint8 tensors as in the set
+def _on_device(ts: TileDataset, device: str = 'cpu') -> tuple:  # images and labels, uint8 tensors as in the set
     "The pixels on the device, or memory-mapped where there is no device or no room."
     arrays, device = [torch.from_numpy(a) for a in (ts.images, ts.labels)], torch.device(device)
     if device.type != 'cuda' or not fits_in_memory(sum(a.nbytes for a in arrays), torch.cuda.mem_get_info(device)[0]):
@@ -60,10 +60,10 @@ class TrainLoader:
         ts: TileDataset,
         rows,  # (n,) row numbers
         batch: int = 8,  # tiles of all processes together; never more than n
-        seed=0,
-        device='cpu',
-        rank=0,
-        world=1,  # each process fetches its own share of every batch
+        seed: int = 0,
+        device: str = 'cpu',
+        rank: int = 0,
+        world: int = 1,  # each process fetches its own share of every batch
         **kwargs,  # for `augment`
     ):
         self.images, self.labels = _on_device(ts, device)

@@ -57,7 +57,7 @@ MAX_HASH_DISTANCE = 8  # bits of 64 two copies may differ in
 
 def near_duplicate_pairs(
     prints: np.ndarray,  # (N,) uint64 fingerprints
-    block=256,  # rows compared at a time
+    block: int = 256,  # rows compared at a time
 ) -> np.ndarray:  # (n, 2) row numbers, first < second
     "Pairs of fingerprints at most `MAX_HASH_DISTANCE` bits apart."
     found = [np.empty((0, 2), np.int64)]
@@ -67,7 +67,7 @@ def near_duplicate_pairs(
     return np.concatenate(found)
 
 
-def is_near_duplicate(a: np.ndarray, b: np.ndarray, min_correlation=0.9) -> bool:  # (H, W, 3) uint8 RGB each
+def is_near_duplicate(a: np.ndarray, b: np.ndarray, min_correlation: float = 0.9) -> bool:  # (H, W, 3) uint8 RGB each
     "Do two tiles look the same at 32x32?"
     return bool(np.corrcoef(_gray_thumbnail(a).ravel(), _gray_thumbnail(b).ravel())[0, 1] > min_correlation)
 
@@ -95,7 +95,7 @@ MIN_DEVIATION = 0.15  # and at min_patients this far from the median, as a share
 
 def outlier_patients(
     shares: pd.DataFrame,  # one row a patient, one column a class, 0 to 1
-    min_patients=8,  # fewer patients carry no verdict
+    min_patients: int = 8,  # fewer patients carry no verdict
 ) -> list:  # (patient, reason)
     "Patients whose share of a class is far from everybody else's."
     if len(shares) < min_patients:

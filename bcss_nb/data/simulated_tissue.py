@@ -116,7 +116,7 @@ def _draw_nuclei(
     codes,
     code,  # (H, W) raw codes; the tissue to fill
     theta,  # (H, W) fiber direction, radians
-    grade=1.0,  # size of tumor nuclei and their spacing, 0.8 to 1.2
+    grade: float = 1.0,  # size of tumor nuclei and their spacing, 0.8 to 1.2
 ):
     "Fill one tissue with its nuclei."
     step, size, slender, _, _, wobble, missing = NUCLEI[code]

@@ -81,7 +81,7 @@ def sample_validation_patients(
     rest: pd.DataFrame,  # the patients outside the test set
     n: int,  # patients to draw
     seed: int = 42,
-    draws=64,  # how many are tried; the first best counts
+    draws: int = 64,  # how many are tried; the first best counts
 ) -> set:  # patients
     "Draw validation patients hospital by hospital, with class shares like the rest's."
     rng, best = np.random.default_rng(seed), (np.inf, set())

@@ -145,7 +145,7 @@ def risk_coverage(
         return (right + wrong) / (right[-1] + wrong[-1]), wrong / (right + wrong)
 
 
-def selective_risk(counts, coverage=0.8) -> float:  # 0 to 1
+def selective_risk(counts, coverage: float = 0.8) -> float:  # 0 to 1
     "Share of wrong pixels among the least uncertain part."
     kept, risk = risk_coverage(counts)
     return float(np.interp(coverage, kept[kept > 0], risk[kept > 0]))

@@ -49,8 +49,8 @@ def check_comparable(
 # %% ../../nbs/evaluation/09_comparison.ipynb #5b900f2d
 def baseline_confusions(
     ts: TileDataset,
-    tiles=200,  # training tiles looked at, evenly chosen
-    chunk=64,  # test tiles at a time
+    tiles: int = 200,  # training tiles looked at, evenly chosen
+    chunk: int = 64,  # test tiles at a time
 ) -> np.ndarray:  # (P, n, n) counts, patients sorted by name
     "Score the RGB-only baseline on the test set."
     train, test = ts.part('train'), ts.part('test')
@@ -132,7 +132,7 @@ def compare(
     records: list,  # from `load_evaluation`, in the order asked for
     counts: list,  # (S, P, n, n) of each
     color,  # (P, n, n) of the baseline
-    cluster='patient',  # what is drawn: 'patient' or 'hospital'
+    cluster: str = 'patient',  # what is drawn: 'patient' or 'hospital'
 ) -> dict:  # what goes into compare.json
     "Records, paired difference, distance from the color baseline, and the verdict."
     check_comparable(records)

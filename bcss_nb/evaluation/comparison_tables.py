@@ -154,7 +154,7 @@ def caveats(
     )
 
 
-def print_comparison(reports='reports'):
+def print_comparison(reports: str = 'reports'):
     "Print the table and the sentences of a finished comparison."
     result = json.loads((project_path(reports) / 'compare.json').read_text())
     print(compare_table(result['models'], result['baseline']).to_string(), *comparison_text(result), sep='\n\n')
@@ -163,7 +163,7 @@ def print_comparison(reports='reports'):
 def sweep_table(
     experiments,  # DataFrame of `dvc exp show --csv`
     grid: list,  # names of the parameters that were varied
-    group='',  # only experiments of this group
+    group: str = '',  # only experiments of this group
 ):  # DataFrame: name, varied parameters, mean Dice of each model
     "The finished experiments of a sweep."
     done = experiments[experiments.Experiment.notna() & experiments.typ.str.startswith('branch')]
@@ -182,7 +182,7 @@ def sweep_table(
     return table.dropna(axis=1, how='all').sort_values(list(scores.values())[0], ascending=False, ignore_index=True)
 
 
-def print_sweep(grid: str, group=''):  # for instance 'params/train.yaml:lr=0.001,0.003'
+def print_sweep(grid: str, group: str = ''):  # for instance 'params/train.yaml:lr=0.001,0.003'
     "Print the table of a sweep."
     import io
     import subprocess

@@ -59,8 +59,8 @@ MAX_CALIBRATION_TILES, MAX_CALIBRATION_PIXELS = 256, 200_000
 def fit_validation_temperature(
     net: nn.Module,
     ts: TileDataset,
-    batch=16,
-    device='cpu',
+    batch: int = 16,
+    device: str = 'cpu',
 ) -> float:  # 1 without a validation set
     "Fit the temperature on validation patients; the model card and the exported model both get theirs here."
     rows = evenly_spaced(ts.part('val'), MAX_CALIBRATION_TILES)
@@ -79,7 +79,7 @@ def _count_batch(
     logits: Tensor,  # (B, C, H, W)
     truth: Tensor,  # (B, H, W) class index or IGNORE, on the same device
     temperature: float,
-    mpp=0.25,
+    mpp: float = 0.25,
 ) -> dict:  # name -> counts, added up over the batch
     "Everything that is counted on some tiles."
     n, pred = logits.shape[1], logits.argmax(1)
@@ -99,9 +99,9 @@ def count_by_patient(
     net: nn.Module,
     ts: TileDataset,
     rows,
-    temperature=1.0,
-    batch=16,
-    device='cpu',
+    temperature: float = 1.0,
+    batch: int = 16,
+    device: str = 'cpu',
 ) -> tuple:  # patients, sorted; name -> (P, ...) counts
     "Count patient by patient."
     patients, out = sorted(set(ts.tiles.patient.iloc[rows])), []

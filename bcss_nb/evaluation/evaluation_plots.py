@@ -51,7 +51,7 @@ def missed_fraction(
     truth: np.ndarray,
     pred: np.ndarray,  # (n, H, W)
     c: int,  # class index
-    min_fraction=0.05,  # tiles with less of the class are left out, share of the tile
+    min_fraction: float = 0.05,  # tiles with less of the class are left out, share of the tile
 ) -> np.ndarray:  # (n,) share of the class's pixels that became something else; nan where there is too little of it
     "How much of a class was missed, tile by tile."
     area = (truth == c).sum((1, 2))
@@ -65,8 +65,8 @@ def plot_examples(
     ts: TileDataset,
     rows,  # row numbers of the set
     titles,
-    temperature=1.0,
-    device='cpu',
+    temperature: float = 1.0,
+    device: str = 'cpu',
 ):
     "Image, truth, prediction and uncertainty of some tiles."
     x, y, prob = (

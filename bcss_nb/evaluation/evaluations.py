@@ -56,7 +56,9 @@ def training_cost(abouts: list, tiles_s: float, device: str) -> dict:
     )
 
 # %% ../../nbs/evaluation/07_evaluations.ipynb #04-evalu49
-def evaluate_runs(runs: list, ts: TileDataset, reports: Path, batch=16, device='cpu') -> dict:  # the record
+def evaluate_runs(
+    runs: list, ts: TileDataset, reports: Path, batch: int = 16, device: str = 'cpu'
+) -> dict:  # the record
     "Score the best checkpoints of one model, one a seed, on the test set and write the files above."
     nets, abouts = zip(*(load_run(r, schema=ts.schema.name) for r in runs))
     if len({(a['model'], a['preset'], a['unit']) for a in abouts}) > 1:

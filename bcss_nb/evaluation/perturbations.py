@@ -27,7 +27,7 @@ def scale_stain(images: np.ndarray, strength: float) -> np.ndarray:
     return (255 * out).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def gaussian_blur(images: np.ndarray, um: float, mpp=0.25) -> np.ndarray:
+def gaussian_blur(images: np.ndarray, um: float, mpp: float = 0.25) -> np.ndarray:
     "Gaussian blur with a standard deviation in um; 0 changes nothing."
     return gaussian_filter(images, (0, um / mpp, um / mpp, 0))
 
@@ -71,8 +71,8 @@ def perturbation_table(
     net,
     ts: TileDataset,
     rows,
-    batch=16,
-    device='cpu',
+    batch: int = 16,
+    device: str = 'cpu',
     shifts=PERTURBATIONS,
 ):  # DataFrame: shift, strength, mean_dice
     "Mean Dice under each shift at each strength."

@@ -216,7 +216,7 @@ def _page_tables(folder: Path, result: dict) -> list:  # (heading, sentence, HTM
 # %% ../../nbs/evaluation/12_report.ipynb #05a-repo15
 def write_report(
     folder: Path,  # reports
-    title='UNet and UNETR on breast-cancer tissue',
+    title: str = 'UNet and UNETR on breast-cancer tissue',
 ) -> Path:  # compare.html; FileNotFoundError without a comparison
     "Write the page."
     file = project_path(folder) / 'compare.json'

@@ -107,7 +107,9 @@ def _calibration_summary(counts: dict, classes) -> dict:
     )
 
 # %% ../../nbs/evaluation/05_scores.ipynb #08964dfb
-def tiles_per_second(net: nn.Module, ts: TileDataset, rows, batch=16, device='cpu') -> float:  # tiles per second
+def tiles_per_second(
+    net: nn.Module, ts: TileDataset, rows, batch: int = 16, device: str = 'cpu'
+) -> float:  # tiles per second
     "How fast the model predicts, after a batch to warm up."
     rows = rows[: 2 * batch]
     list(iter_logits(net, ts, rows[:batch], batch, device))

@@ -19,7 +19,7 @@ NUM_RESAMPLES = 10_000  # resamples
 
 
 def _bootstrap_weights(
-    patients: int, times=NUM_RESAMPLES, seed=0
+    patients: int, times=NUM_RESAMPLES, seed: int = 0
 ) -> np.ndarray:  # (times, patients): how often each was drawn
     "Bootstrap weights; the same seed gives the same patients, which is what pairs two models."
     return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), times)
@@ -28,7 +28,7 @@ def _bootstrap_weights(
 def bootstrap_counts(
     counts,  # (..., P, r, c) per patient
     times=NUM_RESAMPLES,
-    seed=0,
+    seed: int = 0,
 ) -> np.ndarray:  # (..., times, r, c) added up over the patients of each resample
     "Bootstrap over patients."
     counts = np.asarray(counts, dtype=np.float64)
@@ -41,7 +41,7 @@ def bootstrap_counts(
 def bootstrap_interval(
     values,  # (times, ...) bootstrapped scores
     patients: int,  # how many were drawn from
-    level=0.95,
+    level: float = 0.95,
 ) -> tuple:  # low, high; nan below two patients, or where the score is undefined in every resample
     "Expanded percentile interval."
     values = np.asarray(values)
@@ -77,7 +77,7 @@ def estimate(
     counts,  # (S, P, r, c) or (P, r, c)
     score=dice,  # a function of pooled counts
     times=NUM_RESAMPLES,
-    seed=0,
+    seed: int = 0,
 ) -> dict:  # mean, low, high, sd_seeds, sd_patients: arrays shaped like the score; seeds, patients
     "A score: mean over seeds, 95 % interval over patients, and both kinds of scatter."
     counts = with_seed_axis(counts)
@@ -101,7 +101,7 @@ def estimate(
 def _seed_half_width(
     a,
     b,  # (S, ...) scores of each training of two models
-    level=0.95,
+    level: float = 0.95,
 ) -> np.ndarray:  # (...); nan with one training each
     "Half width of the interval that seeds alone give to the difference of means."
     n = len(a)
@@ -115,7 +115,7 @@ def _paired_permutation_test(
     b,  # (S, P, r, c) counts of two models, same patients in the same order
     score=dice,
     times=NUM_RESAMPLES,
-    seed=0,
+    seed: int = 0,
 ) -> np.ndarray:  # two-sided p, shaped like the score; never below 1/(times + 1)
     "Swap the models' names patient by patient."
     swap = (np.random.default_rng(seed).random((times, a.shape[1])) < 0.5).astype(np.float64)
@@ -148,7 +148,7 @@ def paired_difference(
     b,  # (S, P, r, c) or (P, r, c) counts of two models, same patients in the same order, trained equally often
     score=dice,  # a function of pooled counts
     times=NUM_RESAMPLES,
-    seed=0,
+    seed: int = 0,
 ) -> dict:  # mean; low, high over patients; half over seeds; p; arrays shaped like the score. seeds, patients
     "Score of a minus score of b, mean over seeds, with intervals and p; nan where one patient or one seed cannot tell."
     a, b = (with_seed_axis(c).astype(np.float64) for c in (a, b))

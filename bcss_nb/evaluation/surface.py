@@ -44,7 +44,7 @@ def surface_counts(
     pred: np.ndarray,  # (N, H, W) class index
     n: int,  # number of classes
     reach=TOLERANCE_UM,  # um
-    mpp=0.25,  # um per pixel
+    mpp: float = 0.25,  # um per pixel
 ) -> np.ndarray:  # (N, n, 3) int64: boundary pixels within reach of the other; all of them; those of the truth
     "Count boundaries that agree, tile by tile."
     blind = truth == IGNORE
@@ -82,7 +82,7 @@ DISTANCE_BINS_UM = (0, 5, 10, 20, 40, np.inf)  # um
 def boundary_distance(
     truth: np.ndarray,  # (N, H, W) class index or IGNORE
     n: int,
-    mpp=0.25,  # classes; um per pixel
+    mpp: float = 0.25,  # classes; um per pixel
 ) -> np.ndarray:  # (N, H, W) um; inf in tiles without a boundary
     "Distance of each pixel to the next boundary between two labeled classes."
     edges = boundary_masks(truth, n, truth == IGNORE).any(0)
@@ -93,7 +93,7 @@ def errors_by_distance(
     truth: np.ndarray,
     pred: np.ndarray,  # (N, H, W); IGNORE is left out
     n: int,
-    mpp=0.25,
+    mpp: float = 0.25,
 ) -> np.ndarray:  # (bands, 2) int64: wrong pixels and all pixels of each band
     "Errors by distance from the boundary."
     keep = truth != IGNORE

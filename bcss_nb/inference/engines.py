@@ -38,8 +38,8 @@ class Engine:
         model: str,
         schema: LabelSchema,
         side: int,  # 'unet' or 'unetr'; its classes; the side it was trained on, px
-        temperature=1.0,
-        id='',  # of the logits; SHA-256 of the weights
+        temperature: float = 1.0,
+        id: str = '',  # of the logits; SHA-256 of the weights
     ):
         self.model, self.schema, self.side, self.temperature, self.id = model, schema, side, temperature, id
 
@@ -138,9 +138,9 @@ class TorchEngine(Engine):
     def __init__(
         self,
         path: Path,  # a checkpoint
-        device='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1'
-        precision='auto',  # 'auto', 'bf16' or 'f32'
-        threads=0,  # of a CPU; 0: all cores
+        device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1'
+        precision: str = 'auto',  # 'auto', 'bf16' or 'f32'
+        threads: int = 0,  # of a CPU; 0: all cores
     ):
         import torch
         from bcss_nb.models.checkpoint import load_checkpoint
@@ -208,7 +208,7 @@ def read_manifest(
 class ExportedEngine(Engine):
     "A folder made by `07_export`."
 
-    def __init__(self, folder: Path, about: dict, threads=0, file='model.onnx'):
+    def __init__(self, folder: Path, about: dict, threads: int = 0, file: str = 'model.onnx'):
         super().__init__(
             about['model'], get_schema(about['schema']), about['tile'], about['temperature'], about['files'][file]
         )
@@ -320,9 +320,9 @@ ENGINES = {e.name: e for e in (OnnxEngine, OnnxInt8Engine, OpenvinoEngine, Openv
 # %% ../../nbs/inference/05_engines.ipynb #06b-engi22
 def open_engine(
     path: str | Path,  # a checkpoint, the folder of a run, or the folder of an export
-    engine='auto',  # of an export: one of ENGINES; 'auto': the one its benchmark chose
-    device='auto',  # of a checkpoint
-    threads=0,  # 0: all cores
+    engine: str = 'auto',  # of an export: one of ENGINES; 'auto': the one its benchmark chose
+    device: str = 'auto',  # of a checkpoint
+    threads: int = 0,  # 0: all cores
 ) -> Engine:  # FileNotFoundError; ValueError when something does not fit
     "Load a model."
     check_ranges(dict(engine=engine, device=device, threads=threads), PREDICT_RANGES)

@@ -24,7 +24,7 @@ def argmax_classes(logits: np.ndarray) -> np.ndarray:  # (C, h, w) -> (h, w) uin
 
 def probabilities(
     logits: np.ndarray,  # (C, ...) float32
-    temperature=1.0,
+    temperature: float = 1.0,
 ) -> np.ndarray:  # (C, ...) float32
     "Softmax over the classes."
     e = logits - logits.max(0)
@@ -36,7 +36,7 @@ def probabilities(
 
 def uncertainty_of_logits(
     logits: np.ndarray,  # (C, ...) float32
-    temperature=1.0,
+    temperature: float = 1.0,
 ) -> np.ndarray:  # (...) 0 to 1
     "Uncertainty: entropy of the probabilities, as a fraction of the largest possible; one logarithm a pixel."
     d = (logits - logits.max(0)) * np.float32(1 / temperature)

@@ -94,16 +94,16 @@ def predict_file(
     engine: Engine,
     out: Path,  # an image; a model; a folder
     mpp=None,  # µm per pixel of the file, replaces what it says
-    window=0,
-    stride=0,
-    batch=0,
-    min_tissue=0.01,
+    window: int = 0,
+    stride: int = 0,
+    batch: int = 0,
+    min_tissue: float = 0.01,
     min_region=MIN_REGION_UM2,  # see `predict`
     simplify=SIMPLIFY_UM,  # µm, of outlines
-    prob=False,  # write probabilities too
-    overwrite=False,  # also when it is done
-    progress=False,
-    keep_bounds=False,  # keep the whole canvas of a slide, see `OpenSlideReader`
+    prob: bool = False,  # write probabilities too
+    overwrite: bool = False,  # also when it is done
+    progress: bool = False,
+    keep_bounds: bool = False,  # keep the whole canvas of a slide, see `OpenSlideReader`
 ) -> dict:  # the summary; `was_done` is True when nothing had to be done
     """Predict one file and publish its result folder; a file that fails leaves nothing behind. UnreadableImage,
     ResultConflict, FloatingPointError."""

@@ -125,10 +125,10 @@ def features(
     polygons,
     classes,
     schema: LabelSchema,
-    name='',  # of the image; with the place of a polygon it makes an id that stays the same
+    name: str = '',  # of the image; with the place of a polygon it makes an id that stays the same
     offset=(0, 0),  # x, y of the map's corner, pixels
-    scale=1.0,  # pixels of the file per pixel of the map
-    mpp=0.25,  # µm per pixel of the map
+    scale: float = 1.0,  # pixels of the file per pixel of the map
+    mpp: float = 0.25,  # µm per pixel of the map
 ) -> list:  # one JSON text a polygon
     "GeoJSON features as QuPath writes them."
     import shapely
@@ -169,9 +169,9 @@ SIDE = 512  # of a tile in the file, pixels
 def subsample(
     label,  # (H, W) uint8, in memory or on disk
     step: int,
-    y=0,
-    x=0,
-    side=0,  # of the part wanted, pixels of `label`; side 0: all
+    y: int = 0,
+    x: int = 0,
+    side: int = 0,  # of the part wanted, pixels of `label`; side 0: all
 ) -> np.ndarray:  # every step-th pixel of the part
     "Thin out a map, 4 megapixels at a time."
     if isinstance(label, np.ndarray) and not side:
@@ -200,7 +200,7 @@ def write_class_map(
     path: Path,
     label,  # (H, W) uint8, in memory or zarr
     schema: LabelSchema,
-    mpp=0.25,  # µm per pixel
+    mpp: float = 0.25,  # µm per pixel
 ):
     "Write a pyramidal OME-TIFF."
     import tifffile
@@ -241,7 +241,7 @@ def open_probabilities(
     path: Path,
     schema: LabelSchema,
     shape: tuple,  # (H, W)
-    mpp=0.25,  # µm per pixel
+    mpp: float = 0.25,  # µm per pixel
 ):  # level 0, (C, H, W) uint8, to write into
     "Make an OME-Zarr with empty levels."
     import zarr
@@ -315,7 +315,7 @@ def count_classes(
 def class_areas(
     counts: np.ndarray,  # from `count_classes`
     schema: LabelSchema,
-    mpp=0.25,
+    mpp: float = 0.25,
 ) -> dict:  # class -> area_mm2, share of what was predicted, uncertainty (0 to 1, or None without a pixel)
     "Areas and uncertainty by class."
     known = counts[:-1, 0].sum()

@@ -66,15 +66,15 @@ def _sieve_and_count(
 def predict_image(
     p: SlideReader,
     engine: Engine,
-    window=0,
-    stride=0,  # see `choose_window`
-    batch=0,  # windows a call; 0: a megapixel on a CPU, 32 on a GPU
-    min_tissue=0.01,  # share of a window that must be tissue; 0: predict background too
+    window: int = 0,
+    stride: int = 0,  # see `choose_window`
+    batch: int = 0,  # windows a call; 0: a megapixel on a CPU, 32 on a GPU
+    min_tissue: float = 0.01,  # share of a window that must be tissue; 0: predict background too
     min_region=MIN_REGION_UM2,  # µm²; smaller regions join their neighbor
     folder=None,  # for the maps of a large image; None: in memory
     prob=None,  # (C, H, W) uint8 array to fill
     progress=None,  # called with the windows of each band
-    preview=2048,  # pixels of the longer side of the small copy; 0: none is made
+    preview: int = 2048,  # pixels of the longer side of the small copy; 0: none is made
 ) -> PredictionMaps:  # FloatingPointError on NaN or infinity
     "The class and the uncertainty of every pixel."
     start, (window, stride) = time.time(), choose_window(engine, p, window, stride)

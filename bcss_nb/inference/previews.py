@@ -16,7 +16,7 @@ from .tiff import Region
 class Preview:
     "A small copy of an image, made while its windows are read."
 
-    def __init__(self, p: SlideReader, longest=2048):  # pixels of its longer side
+    def __init__(self, p: SlideReader, longest: int = 2048):  # pixels of its longer side
         self.step = max(1, -(-max(p.width, p.height) // longest))
         self.pixels = np.full((-(-p.height // self.step), -(-p.width // self.step), 3), 255, np.uint8)
 

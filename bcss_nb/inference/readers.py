@@ -286,7 +286,7 @@ OVERVIEW_SIZE = 4_000_000  # most pixels of a level that counts as overview
 
 def tissue_lookup(
     p: SlideReader,
-    min_tissue=0.01,  # share of a window that must be tissue
+    min_tissue: float = 0.01,  # share of a window that must be tissue
 ):  # (x, y, side) -> bool, or None where the image has no overview
     "Ask the overview."
     i = len(p.source.levels) - 1

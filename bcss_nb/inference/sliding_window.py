@@ -32,8 +32,8 @@ def iter_bands(
     engine: Engine,
     window: int,
     stride: int,
-    batch=4,  # windows a call
-    min_tissue=0.01,  # share of a window that must be tissue; 0: look at all
+    batch: int = 4,  # windows a call
+    min_tissue: float = 0.01,  # share of a window that must be tissue; 0: look at all
     columns=None,  # (x0, x1) of the image to work on; None: all
     seen=None,  # called with (x, y, region) of every window read
 ):  # (y, x, (C, h, w) sum of weighted logits, (h, w) sum of weights), windows done

@@ -26,8 +26,8 @@ def window_origins(
 def choose_window(
     engine: Engine,
     p: SlideReader,
-    window=0,  # pixels; 0: for a UNet 512, or all of a small image, for a UNETR the side of its tiles
-    stride=0,  # pixels; 0: three quarters of the window
+    window: int = 0,  # pixels; 0: for a UNet 512, or all of a small image, for a UNETR the side of its tiles
+    stride: int = 0,  # pixels; 0: three quarters of the window
 ) -> tuple:  # window, stride; ValueError when they do not fit the model
     "The window and the stride for an image."
     largest = -(-max(p.width, p.height, 2 * SIZE_MULTIPLE) // SIZE_MULTIPLE) * SIZE_MULTIPLE

@@ -16,7 +16,7 @@ from ..core.labels import IGNORE
 class PixelColorBaseline:
     "Per-pixel logistic regression on RGB."
 
-    def __init__(self, pixels=100_000, seed=0):
+    def __init__(self, pixels: int = 100_000, seed: int = 0):
         self.pixels, self.seed = pixels, seed
 
     def fit(

@@ -40,7 +40,7 @@ def build_model(
     name: str,  # one of PRESETS; 'unet' and 'unetr' are the smallest of their kind
     classes: int,  # output channels
     tile: int = TILE_SIZE,  # side of the images, pixels
-    drop_path=0.0,  # of a unetr, see `ViTEncoder`
+    drop_path: float = 0.0,  # of a unetr, see `ViTEncoder`
 ) -> (
     nn.Module
 ):  # (B, 3, H, W) float32 -> (B, classes, H, W) logits; ValueError on unknown names and sides that do not fit

@@ -84,7 +84,7 @@ _UNET = {
 
 def build_unet(
     classes: int,  # output channels
-    preset='unet-s',  # 'unet-s', 'unet-m' or 'unet-l'
+    preset: str = 'unet-s',  # 'unet-s', 'unet-m' or 'unet-l'
     tile: int = TILE_SIZE,  # side of the images it will see, pixels
 ) -> nn.Module:
     "MONAI's UNet with two residual units a level and batch norm."

@@ -23,7 +23,7 @@ class ViTEncoder(ViT):
         hidden: int,
         mlp: int,
         heads: int,  # side in pixels; widths of the layers; attention heads
-        drop_path=0.0,  # chance that the last layer is skipped for a tile; earlier layers less, in a line
+        drop_path: float = 0.0,  # chance that the last layer is skipped for a tile; earlier layers less, in a line
     ):
         super().__init__(3, (tile, tile), (16, 16), hidden, mlp, 12, heads, spatial_dims=2, qkv_bias=True)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden))
@@ -53,9 +53,9 @@ _UNETR = {
 
 def build_unetr(
     classes: int,
-    preset='unetr-s',  # 'unetr-s' or 'unetr-b'
+    preset: str = 'unetr-s',  # 'unetr-s' or 'unetr-b'
     tile: int = TILE_SIZE,  # fixed by the position embedding
-    drop_path=0.0,  # see `ViTEncoder`
+    drop_path: float = 0.0,  # see `ViTEncoder`
 ) -> nn.Module:
     "MONAI's UNETR in two dimensions, on the encoder above."
     check_input_size(tile, 16, preset)

@@ -19,7 +19,7 @@ from .traffic import feature_columns, traffic_table
 def drift_over_time(
     answers: pd.DataFrame,
     reference: dict,  # from `read_store`; reference.json
-    points=60,  # windows, evenly spread
+    points: int = 60,  # windows, evenly spread
 ) -> pd.DataFrame:  # time by feature: ratio of distance and limit; empty before half a window is there
     "How the last answers compare with the reference, again and again."
     columns, window = feature_columns(answers), reference['window']

@@ -59,7 +59,7 @@ class EnginePool:
         return np.concatenate(out)
 
     @contextmanager
-    def turn(self, patient=True):  # yields an engine
+    def turn(self, patient: bool = True):  # yields an engine
         "A free one; queue.Empty when there is none and nobody waits."
         engine = self.free.get(patient)
         try:

@@ -53,7 +53,7 @@ def best_seed(
 def _drift_reference(
     engine,  # from `open_engine`
     ts: TileDataset,
-    most=1000,  # tiles, evenly chosen
+    most: int = 1000,  # tiles, evenly chosen
 ) -> dict:  # see `make_reference`
     "What the engine sees in the tiles it was made with."
     rows = evenly_spaced(np.r_[ts.part('train'), ts.part('val')], most)
@@ -107,8 +107,8 @@ def export_run(
     run: Path,
     ts: TileDataset,
     out: Path,  # folder of a training; its data; folder to write
-    tiles=0,
-    engine='auto',  # as above
+    tiles: int = 0,
+    engine: str = 'auto',  # as above
 ) -> list:  # the parity table; ValueError when nothing may be published, or `out` may not be replaced
     "Export, compare, choose, publish."
     checkpoint = Path(run) / 'best.pt'

@@ -57,8 +57,8 @@ def _decode_tensor(tensor: dict, raw: bytes, kind) -> np.ndarray:  # flat
 # %% ../../nbs/serving/07_kserve.ipynb #08b-kser07
 def read_request(
     body: bytes,
-    header='',  # as above
-    most=25_000_000,  # pixels, all images of a batch together
+    header: str = '',  # as above
+    most: int = 25_000_000,  # pixels, all images of a batch together
 ) -> tuple:  # request; (B, 3, H, W) float32 in [0, 1]; Refused with 400 or 413
     "The input tensor `image` of a request."
     request, rest = _split_body(body, header)
@@ -95,8 +95,8 @@ def read_request(
 def encode_response(
     request: dict,
     logits: np.ndarray,  # (B, C, H, W) float32
-    model='bcss',
-    version='1',
+    model: str = 'bcss',
+    version: str = '1',
 ) -> tuple:  # body, header value ('' when all is JSON)
     "The answer, in bytes if the request asks for them."
     wanted = (
@@ -123,7 +123,7 @@ def encode_response(
 
 
 def describe_model(
-    classes: list, fixed: int, model='bcss', version='1'
+    classes: list, fixed: int, model: str = 'bcss', version: str = '1'
 ) -> dict:  # fixed: side of the image, 0: any multiple of 16
     "What a client may send, and what comes back."
     side = fixed or -1

@@ -23,7 +23,7 @@ def benchmark_engine(
     ts: TileDataset,
     rows,  # test tiles
     reference=None,  # (N, C, H, W) logits to compare with
-    batch=8,
+    batch: int = 8,
 ) -> tuple:  # dict(dice, max_logit, changed, ms), logits
     "Score and time one engine."
     n = len(ts.schema.classes)

@@ -234,12 +234,12 @@ class RequestLimitMiddleware:
         self,
         app,
         most_bytes=32 * 2**20,  # of a body
-        seconds=30.0,  # for a body to arrive
-        bodies=16,  # read or waiting at once
-        key='',  # API key asked for in `X-API-Key`; empty: none
+        seconds: float = 30.0,  # for a body to arrive
+        bodies: int = 16,  # read or waiting at once
+        key: str = '',  # API key asked for in `X-API-Key`; empty: none
         done=None,  # called with request_id, method, path, status, seconds after each request
         headers=None,  # put on every answer that does not say otherwise
-        root_path='',  # prefix that a proxy may leave in the path
+        root_path: str = '',  # prefix that a proxy may leave in the path
     ):
         self.app, self.most_bytes, self.seconds, self.bodies, self.key, self.done, self.inside = (
             app,

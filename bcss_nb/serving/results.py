@@ -25,7 +25,7 @@ def predict_bytes(
     s: Settings,
     deadline: float,
     mpp=None,
-    name='',
+    name: str = '',
 ) -> tuple:  # maps, image, pixels; Refused with what is wrong
     "Decode and predict one image."
     p = open_upload(data, s.max_pixels, mpp, name)

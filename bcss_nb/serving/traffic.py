@@ -39,7 +39,7 @@ def _parse_event(
 
 def read_store(
     folder: Path,  # with <day>.jsonl, perhaps in folders of instances
-    hours=0,  # from the last record back; 0: everything
+    hours: int = 0,  # from the last record back; 0: everything
 ) -> tuple:  # DataFrames of requests and of answers, by time; number of broken lines; FileNotFoundError without records
     "What the service stored."
     files = [file for file in sorted(Path(folder).rglob('*.jsonl')) if file.is_file()]
@@ -98,7 +98,7 @@ def unseen_features(
 # %% ../../nbs/serving/15_traffic.ipynb #09-monit10
 def traffic_table(
     requests: pd.DataFrame,  # from `read_store`
-    every='15min',
+    every: str = '15min',
 ) -> pd.DataFrame:  # by time: requests, failed, busy, refused, median_ms, p99_ms of those answered
     "How much, how fast, how well."
     if not len(requests):

@@ -15,7 +15,7 @@ from ..core.process import find_place
 from ..models.precision import best_precision
 
 # %% ../../nbs/training/02_distributed.ipynb #9539eed0
-def make_fabric(precision='auto', accelerator='auto') -> Fabric:
+def make_fabric(precision: str = 'auto', accelerator: str = 'auto') -> Fabric:
     """One device, or this process's share of a `torchrun`; ValueError when its variables are left over from another
     session."""
     place = find_place()

@@ -41,10 +41,10 @@ class DiceCELoss(nn.Module):
     def __init__(
         self,
         weight=None,  # (C,) weight of each class in the cross-entropy; None: all alike
-        gamma=0.0,  # focal exponent: above 0, pixels that are right already count less (Lin et al. 2017)
-        dice=1.0,  # weight of the Dice term
-        ce=1.0,  # weight of the cross-entropy term
-        smooth=1e-5,  # keeps 0/0 away, in pixels
+        gamma: float = 0.0,  # focal exponent: above 0, pixels that are right already count less (Lin et al. 2017)
+        dice: float = 1.0,  # weight of the Dice term
+        ce: float = 1.0,  # weight of the cross-entropy term
+        smooth: float = 1e-5,  # keeps 0/0 away, in pixels
     ):
         super().__init__()
         self.gamma, self.dice, self.ce, self.smooth = gamma, dice, ce, smooth

@@ -10,15 +10,15 @@ import math
 from torch import nn
 
 # %% ../../nbs/training/03_schedule.ipynb #e18d3698
-def lr_factor(progress: float, warm=0.1) -> float:  # factor of the peak rate, 0 to 1
+def lr_factor(progress: float, warm: float = 0.1) -> float:  # factor of the peak rate, 0 to 1
     "Linear warm-up, then half a cosine."
     return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
 
 def param_groups(
     net: nn.Module,
-    decay=1.0,  # factor from each layer of `net.vit` to the one below; the rest of the model has factor 1
-    weight_decay=0.01,
+    decay: float = 1.0,  # factor from each layer of `net.vit` to the one below; the rest of the model has factor 1
+    weight_decay: float = 0.01,
 ) -> list:  # groups for an optimizer, with `scale`
     "Weights by learning rate and weight decay."
 

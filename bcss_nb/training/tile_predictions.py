@@ -19,8 +19,8 @@ def iter_logits(
     net: nn.Module,  # logits of (B, 3, H, W)
     ts: TileDataset,
     rows,  # (n,) row numbers of the set
-    batch=16,
-    device='cpu',
+    batch: int = 16,
+    device: str = 'cpu',
 ):  # FloatingPointError on NaN or infinity
     "Yield the logits (b, C, H, W) of the tiles, batch by batch."
     was = net.training
@@ -36,7 +36,7 @@ def iter_logits(
 
 # %% ../../nbs/training/07_tile_predictions.ipynb #950e6779
 def predict_tiles(
-    net: nn.Module, ts: TileDataset, rows, batch=16, device='cpu'
+    net: nn.Module, ts: TileDataset, rows, batch: int = 16, device: str = 'cpu'
 ) -> torch.Tensor:  # (n, H, W) uint8 class index
     "The most likely class of each pixel, tile by tile; see `iter_logits`."
     return torch.cat(
@@ -49,8 +49,8 @@ def confusion_per_patient(
     net: nn.Module,
     ts: TileDataset,
     rows,
-    batch=16,
-    device='cpu',
+    batch: int = 16,
+    device: str = 'cpu',
     fabric: Fabric = None,  # share the tiles among its processes
 ) -> tuple:  # patient names; (P, n, n) counts
     "Confusion counts by patient."

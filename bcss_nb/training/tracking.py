@@ -19,7 +19,7 @@ def experiment_logger(
     out: Path,  # folder for DVCLive; wandb/ goes beside it, since its names carry the time
     mode: str,  # one of TRACK
     config: dict,  # parameters of the run
-    group='',  # gathers runs in Weights & Biases
+    group: str = '',  # gathers runs in Weights & Biases
 ):
     "Yield `log(step, **values)`, which feeds DVCLive and Weights & Biases, each where it is installed."
     if mode not in TRACKING_MODES:
