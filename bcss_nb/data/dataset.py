@@ -88,10 +88,10 @@ def load_dataset(
     return TileDataset(tiles, images, labels, get_schema(manifest['schema']), manifest)
 
 # %% ../../nbs/data/11_dataset.ipynb #33fa9a78
-def require_splits(ts: TileDataset):
+def require_splits(dataset: TileDataset):
     "Raise ValueError when a set has nothing to train on or nothing to be judged by."
     for part in ('train', 'test'):
-        if not len(ts.part(part)):
+        if not len(dataset.part(part)):
             raise ValueError(
                 f'the {part} part of this set is empty: prepare it again with TEST_SITES or TEST_PATIENTS that leave '
                 'both'

@@ -13,24 +13,24 @@ from .dataset import TileDataset
 
 # %% ../../nbs/data/13_loader.ipynb #f7d2b232
 def load_batch(
-    ts: TileDataset,
+    dataset: TileDataset,
     rows: np.ndarray,  # (B,) row numbers
     device: str = 'cpu',
 ) -> tuple:  # (B, 3, S, S) float32 in [0, 1], channels-last; (B, S, S) uint8 class index or IGNORE
     "Fetch tiles as tensors."
-    x, y = torch.from_numpy(ts.images[rows]).to(device), torch.from_numpy(ts.labels[rows]).to(device)
+    x, y = torch.from_numpy(dataset.images[rows]).to(device), torch.from_numpy(dataset.labels[rows]).to(device)
     return x.permute(0, 3, 1, 2).float().div_(255), y
 
 
 def iter_batches(
-    ts: TileDataset,
+    dataset: TileDataset,
     rows: np.ndarray,  # row numbers, for instance `ts.part('val')`
     batch: int = 16,  # tiles
     device: str = 'cpu',
 ):
     "Yield (x, y) batches of one pass over some tiles, as they are."
     for i in range(0, len(rows), batch):
-        yield load_batch(ts, rows[i : i + batch], device)
+        yield load_batch(dataset, rows[i : i + batch], device)
 
 # %% ../../nbs/data/13_loader.ipynb #10bb1850
 def fits_in_memory(need: int, free: int) -> bool:  # bytes
@@ -44,9 +44,9 @@ def fits_in_memory(need: int, free: int) -> bool:  # bytes
     return False
 
 
-def _on_device(ts: TileDataset, device: str = 'cpu') -> tuple:  # images and labels, uint8 tensors as in the set
+def _on_device(dataset: TileDataset, device: str = 'cpu') -> tuple:  # images and labels, uint8 tensors as in the set
     "The pixels on the device, or memory-mapped where there is no device or no room."
-    arrays, device = [torch.from_numpy(a) for a in (ts.images, ts.labels)], torch.device(device)
+    arrays, device = [torch.from_numpy(a) for a in (dataset.images, dataset.labels)], torch.device(device)
     if device.type != 'cuda' or not fits_in_memory(sum(a.nbytes for a in arrays), torch.cuda.mem_get_info(device)[0]):
         return arrays
     return [a.to(device) for a in arrays]
@@ -57,7 +57,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        ts: TileDataset,
+        dataset: TileDataset,
         rows,  # (n,) row numbers
         batch: int = 8,  # tiles of all processes together; never more than n
         seed: int = 0,
@@ -66,7 +66,7 @@ class TrainLoader:
         world: int = 1,  # each process fetches its own share of every batch
         **kwargs,  # for `augment`
     ):
-        self.images, self.labels = _on_device(ts, device)
+        self.images, self.labels = _on_device(dataset, device)
         self.rows, self.batch, self.device, self.kwargs, self.pool = (
             torch.as_tensor(rows),
             min(batch, len(rows)),

@@ -26,13 +26,13 @@ from ..models.color_baseline import PixelColorBaseline
 from ..training.metrics import confusion_by_patient, dice, mean_dice, by_class
 
 # %% ../../nbs/evaluation/09_comparison.ipynb #4a3b0255
-def _has_evaluations(folder, names: list, ts: TileDataset) -> bool:
+def _has_evaluations(folder, names: list, dataset: TileDataset) -> bool:
     "Whether a folder holds evaluations of these models on exactly this data, by the present rule for absent classes."
     try:
         found = [load_evaluation(folder, n)[0] for n in names]
     except FileNotFoundError:
         return False
-    return all(r.get('data') == ts.manifest['id'] and 'absent_predicted' in r for r in found)
+    return all(r.get('data') == dataset.manifest['id'] and 'absent_predicted' in r for r in found)
 
 # %% ../../nbs/evaluation/09_comparison.ipynb #88230735
 def check_comparable(
@@ -48,17 +48,20 @@ def check_comparable(
 
 # %% ../../nbs/evaluation/09_comparison.ipynb #5b900f2d
 def baseline_confusions(
-    ts: TileDataset,
+    dataset: TileDataset,
     tiles: int = 200,  # training tiles looked at, evenly chosen
     chunk: int = 64,  # test tiles at a time
 ) -> np.ndarray:  # (P, n, n) counts, patients sorted by name
     "Score the RGB-only baseline on the test set."
-    train, test = ts.part('train'), ts.part('test')
+    train, test = dataset.part('train'), dataset.part('test')
     train = evenly_spaced(train, tiles)
-    model = PixelColorBaseline().fit(ts.images[train], ts.labels[train])
-    pred = np.concatenate([model.predict(ts.images[test[i : i + chunk]]) for i in range(0, len(test), chunk)])
+    model = PixelColorBaseline().fit(dataset.images[train], dataset.labels[train])
+    pred = np.concatenate([model.predict(dataset.images[test[i : i + chunk]]) for i in range(0, len(test), chunk)])
     return confusion_by_patient(
-        torch.from_numpy(ts.labels[test]), torch.from_numpy(pred), ts.tiles.patient.iloc[test], len(ts.schema.classes)
+        torch.from_numpy(dataset.labels[test]),
+        torch.from_numpy(pred),
+        dataset.tiles.patient.iloc[test],
+        len(dataset.schema.classes),
     )[1].numpy()
 
 # %% ../../nbs/evaluation/09_comparison.ipynb #b4e5b21e

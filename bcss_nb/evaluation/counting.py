@@ -57,19 +57,19 @@ MAX_CALIBRATION_TILES, MAX_CALIBRATION_PIXELS = 256, 200_000
 
 
 def fit_validation_temperature(
-    net: nn.Module,
-    ts: TileDataset,
+    model: nn.Module,
+    dataset: TileDataset,
     batch: int = 16,
     device: str = 'cpu',
 ) -> float:  # 1 without a validation set
     "Fit the temperature on validation patients; the model card and the exported model both get theirs here."
-    rows = evenly_spaced(ts.part('val'), MAX_CALIBRATION_TILES)
+    rows = evenly_spaced(dataset.part('val'), MAX_CALIBRATION_TILES)
     if not len(rows):
         return 1.0
-    step = max(1, len(rows) * ts.labels[0].size // MAX_CALIBRATION_PIXELS)
+    step = max(1, len(rows) * dataset.labels[0].size // MAX_CALIBRATION_PIXELS)
     parts = [
-        select_labeled(l, torch.from_numpy(ts.labels[rows[i : i + batch]]).to(device))
-        for i, l in zip(range(0, len(rows), batch), iter_logits(net, ts, rows, batch, device))
+        select_labeled(l, torch.from_numpy(dataset.labels[rows[i : i + batch]]).to(device))
+        for i, l in zip(range(0, len(rows), batch), iter_logits(model, dataset, rows, batch, device))
     ]
     logits, truth = (torch.cat([p[k][::step] for p in parts]) for k in (0, 1))
     return fit_temperature(logits, truth)
@@ -96,18 +96,20 @@ def _count_batch(
 
 
 def count_by_patient(
-    net: nn.Module,
-    ts: TileDataset,
+    model: nn.Module,
+    dataset: TileDataset,
     rows,
     temperature: float = 1.0,
     batch: int = 16,
     device: str = 'cpu',
 ) -> tuple:  # patients, sorted; name -> (P, ...) counts
     "Count patient by patient."
-    patients, out = sorted(set(ts.tiles.patient.iloc[rows])), []
+    patients, out = sorted(set(dataset.tiles.patient.iloc[rows])), []
     for patient in progress_bar(patients, unit='patients'):
-        mine = rows[(ts.tiles.patient.iloc[rows] == patient).to_numpy()]
-        truths = (torch.from_numpy(ts.labels[mine[i : i + batch]]).to(device) for i in range(0, len(mine), batch))
-        parts = [_count_batch(l, y, temperature) for l, y in zip(iter_logits(net, ts, mine, batch, device), truths)]
+        mine = rows[(dataset.tiles.patient.iloc[rows] == patient).to_numpy()]
+        truths = (torch.from_numpy(dataset.labels[mine[i : i + batch]]).to(device) for i in range(0, len(mine), batch))
+        parts = [
+            _count_batch(l, y, temperature) for l, y in zip(iter_logits(model, dataset, mine, batch, device), truths)
+        ]
         out.append({k: sum(p[k] for p in parts) for k in parts[0]})
     return patients, {k: np.stack([o[k] for o in out]) for k in out[0]}

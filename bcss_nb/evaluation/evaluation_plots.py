@@ -61,8 +61,8 @@ def missed_fraction(
 
 
 def plot_examples(
-    net: nn.Module,
-    ts: TileDataset,
+    model: nn.Module,
+    dataset: TileDataset,
     rows,  # row numbers of the set
     titles,
     temperature: float = 1.0,
@@ -70,21 +70,21 @@ def plot_examples(
 ):
     "Image, truth, prediction and uncertainty of some tiles."
     x, y, prob = (
-        ts.images[rows],
-        ts.labels[rows],
-        torch.cat([(l / temperature).softmax(1) for l in iter_logits(net, ts, rows, 8, device)]),
+        dataset.images[rows],
+        dataset.labels[rows],
+        torch.cat([(l / temperature).softmax(1) for l in iter_logits(model, dataset, rows, 8, device)]),
     )
     pred = prob.argmax(1).to(torch.uint8).cpu().numpy()
     return plot_tiles(
         [
             list(x),
-            [overlay(i, l, ts.schema, 0.5) for i, l in zip(x, y)],
-            [overlay(i, p, ts.schema, 0.5) for i, p in zip(x, pred)],
+            [overlay(i, l, dataset.schema, 0.5) for i, l in zip(x, y)],
+            [overlay(i, p, dataset.schema, 0.5) for i, p in zip(x, pred)],
             list(_uncertainty_image(prob)),
         ],
         titles,
         ['image', 'truth', 'prediction', 'uncertainty'],
-        ts.schema,
+        dataset.schema,
         1.5,
     )
 

@@ -57,20 +57,20 @@ def training_cost(abouts: list, tiles_s: float, device: str) -> dict:
 
 # %% ../../nbs/evaluation/07_evaluations.ipynb #04-evalu49
 def evaluate_runs(
-    runs: list, ts: TileDataset, reports: Path, batch: int = 16, device: str = 'cpu'
+    runs: list, dataset: TileDataset, reports: Path, batch: int = 16, device: str = 'cpu'
 ) -> dict:  # the record
     "Score the best checkpoints of one model, one a seed, on the test set and write the files above."
-    nets, abouts = zip(*(load_run(r, schema=ts.schema.name) for r in runs))
+    nets, abouts = zip(*(load_run(r, schema=dataset.schema.name) for r in runs))
     if len({(a['model'], a['preset'], a['unit']) for a in abouts}) > 1:
         raise ValueError(
             'these trainings are not of one model: ' + ', '.join(f'{a["preset"]} (seed {a["seed"]})' for a in abouts)
         )
-    nets, rows = [n.to(device, memory_format=torch.channels_last) for n in nets], ts.part('test')
-    temperatures = [fit_validation_temperature(n, ts, batch=batch, device=device) for n in nets]
-    done = [count_by_patient(n, ts, rows, t, batch, device) for n, t in zip(nets, temperatures)]
+    nets, rows = [n.to(device, memory_format=torch.channels_last) for n in nets], dataset.part('test')
+    temperatures = [fit_validation_temperature(n, dataset, batch=batch, device=device) for n in nets]
+    done = [count_by_patient(n, dataset, rows, t, batch, device) for n, t in zip(nets, temperatures)]
     patients, counts = done[0][0], {k: np.stack([d[1][k] for d in done]) for k in done[0][1]}
-    result = evaluation_record(abouts, ts, patients, counts, temperatures)
+    result = evaluation_record(abouts, dataset, patients, counts, temperatures)
     save_evaluation(
-        reports, result, counts, training_cost(abouts, tiles_per_second(nets[0], ts, rows, batch, device), device)
+        reports, result, counts, training_cost(abouts, tiles_per_second(nets[0], dataset, rows, batch, device), device)
     )
     return result

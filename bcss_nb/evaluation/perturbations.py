@@ -56,20 +56,20 @@ PERTURBATIONS = {
 }
 
 # %% ../../nbs/evaluation/08_perturbations.ipynb #04a-robu12
-def _perturbed_dataset(ts: TileDataset, rows, change, strength) -> TileDataset:  # a set of these tiles alone
+def _perturbed_dataset(dataset: TileDataset, rows, change, strength) -> TileDataset:  # a set of these tiles alone
     "Test tiles that something happened to."
     return TileDataset(
-        ts.tiles.iloc[rows].reset_index(drop=True),
-        np.ascontiguousarray(change(ts.images[rows], strength)),
-        ts.labels[rows],
-        ts.schema,
-        ts.manifest,
+        dataset.tiles.iloc[rows].reset_index(drop=True),
+        np.ascontiguousarray(change(dataset.images[rows], strength)),
+        dataset.labels[rows],
+        dataset.schema,
+        dataset.manifest,
     )
 
 
 def perturbation_table(
     net,
-    ts: TileDataset,
+    dataset: TileDataset,
     rows,
     batch: int = 16,
     device: str = 'cpu',
@@ -81,10 +81,10 @@ def perturbation_table(
     quick = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=best_precision() == 'bf16-mixed')
 
     def once(change, strength):
-        some = _perturbed_dataset(ts, rows, change, strength)
+        some = _perturbed_dataset(dataset, rows, change, strength)
         with quick:
             pred = predict_tiles(net, some, np.arange(len(rows)), batch, device)
-        return float(mean_dice(confusion(torch.from_numpy(some.labels), pred, len(ts.schema.classes))))
+        return float(mean_dice(confusion(torch.from_numpy(some.labels), pred, len(dataset.schema.classes))))
 
     return pd.DataFrame(
         [

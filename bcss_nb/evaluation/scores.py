@@ -108,46 +108,46 @@ def _calibration_summary(counts: dict, classes) -> dict:
 
 # %% ../../nbs/evaluation/05_scores.ipynb #08964dfb
 def tiles_per_second(
-    net: nn.Module, ts: TileDataset, rows, batch: int = 16, device: str = 'cpu'
+    model: nn.Module, dataset: TileDataset, rows, batch: int = 16, device: str = 'cpu'
 ) -> float:  # tiles per second
     "How fast the model predicts, after a batch to warm up."
     rows = rows[: 2 * batch]
-    list(iter_logits(net, ts, rows[:batch], batch, device))
+    list(iter_logits(model, dataset, rows[:batch], batch, device))
     start = time.time()
-    for logits in iter_logits(net, ts, rows, batch, device):
+    for logits in iter_logits(model, dataset, rows, batch, device):
         logits.sum().item()
     return round(len(rows) / (time.time() - start), 1)
 
 
 def evaluation_record(
     abouts: list,  # of the checkpoints, one a seed
-    ts: TileDataset,
+    dataset: TileDataset,
     patients: list,  # P names
     counts: dict,  # name -> (S, P, ...)
     temperatures: list,  # one a seed
 ) -> dict:  # JSON-ready
     "The metrics file of one model."
-    about, classes = abouts[0], ts.schema.classes
+    about, classes = abouts[0], dataset.schema.classes
     budget = dict(
         unit=about['unit'],
         steps=about['step'] if about['unit'] == 'minutes' else about['steps'],
         batch=about['batch'],
         minutes=about['minutes'],
     )
-    sites = ts.tiles.groupby('patient').site.first()[patients].tolist()
+    sites = dataset.tiles.groupby('patient').site.first()[patients].tolist()
     return dict(
         model=about['model'],
         preset=about['preset'],
         budget=budget,
-        source=ts.manifest['source'],
-        schema=ts.schema.name,
-        split=ts.split,
-        leak=ts.leak,
-        data=ts.manifest['id'],
-        tile=ts.manifest['tile'],
+        source=dataset.manifest['source'],
+        schema=dataset.schema.name,
+        split=dataset.split,
+        leak=dataset.leak,
+        data=dataset.manifest['id'],
+        tile=dataset.manifest['tile'],
         seeds=[a['seed'] for a in abouts],
         patients=len(patients),
-        tiles=int((ts.tiles.split == 'test').sum()),
+        tiles=int((dataset.tiles.split == 'test').sum()),
         classes=list(classes),
         **score_summary(counts, classes, sites),
         **_calibration_summary(counts, classes),

@@ -44,38 +44,42 @@ from bcss_nb.inference.result_folders import (
 from .windows import choose_window, window_origins
 
 # %% ../../nbs/inference/15_outputs.ipynb #06-predi30
-def iter_features(maps: PredictionMaps, p: SlideReader, schema, simplify=SIMPLIFY_UM):  # yields lists of GeoJSON texts
+def iter_features(
+    maps: PredictionMaps, slide: SlideReader, schema, simplify=SIMPLIFY_UM
+):  # yields lists of GeoJSON texts
     """Outlines piece by piece; regions on the boundary of two pieces of 1 mm are cut there, so that memory does not
     grow with the slide."""
     for ys, xs in iter_blocks(maps.label.shape):
         part = np.asarray(maps.label[ys, xs])
         polygons, classes = polygonize(part)
-        polygons = simplify_polygons(polygons, classes, part, simplify / p.mpp)
-        yield features(polygons, classes, schema, p.name, (xs.start, ys.start), p.scale, p.mpp)
+        polygons = simplify_polygons(polygons, classes, part, simplify / slide.mpp)
+        yield features(polygons, classes, schema, slide.name, (xs.start, ys.start), slide.scale, slide.mpp)
 
 
-def summarize_prediction(maps: PredictionMaps, p: SlideReader, engine: Engine) -> dict:  # JSON-ready
+def summarize_prediction(maps: PredictionMaps, slide: SlideReader, engine: Engine) -> dict:  # JSON-ready
     "Areas, uncertainty, and how they came about."
 
     def tidy(d):
         return {k: v if v is None else round(float(v), 6) for k, v in d.items()}
 
-    classes = {c: tidy(a) for c, a in class_areas(maps.counts, engine.schema, p.mpp).items()}
-    bounds = list(getattr(p.source, 'bounds', (0, 0, *p.file_size)))  # x, y, width, height on the canvas of the file
+    classes = {c: tidy(a) for c, a in class_areas(maps.counts, engine.schema, slide.mpp).items()}
+    bounds = list(
+        getattr(slide.source, 'bounds', (0, 0, *slide.file_size))
+    )  # x, y, width, height on the canvas of the file
     return dict(
-        picture=p.name,
-        width=p.file_size[0],
-        height=p.file_size[1],
+        picture=slide.name,
+        width=slide.file_size[0],
+        height=slide.file_size[1],
         bounds=bounds,
-        mpp=p.file_mpp,
-        mpp_from=p.mpp_from,
-        read_at_mpp=round(p.mpp, 5),
+        mpp=slide.file_mpp,
+        mpp_from=slide.mpp_from,
+        read_at_mpp=round(slide.mpp, 5),
         model=engine.model,
         model_id=engine.id,
         engine=engine.name,
         schema=engine.schema.name,
         classes=classes,
-        not_predicted_mm2=round(float(maps.counts[-1, 0]) * p.mpp**2 / 1e6, 6),
+        not_predicted_mm2=round(float(maps.counts[-1, 0]) * slide.mpp**2 / 1e6, 6),
         window=maps.window,
         stride=maps.stride,
         temperature=engine.temperature,
@@ -160,16 +164,16 @@ def predict_file(
 
 # %% ../../nbs/inference/15_outputs.ipynb #06-predi40
 def _write_outputs(
-    maps: PredictionMaps, p: SlideReader, engine: Engine, target, simplify: float
+    maps: PredictionMaps, slide: SlideReader, engine: Engine, target, simplify: float
 ) -> dict:  # target: ending -> path; the summary
     "Outlines, class map, overlay, summary, and the coarser levels of probabilities where there are any."
     with atomic_write(target('.geojson')) as tmp, open(tmp, 'w') as f:
-        f.writelines(collection(iter_features(maps, p, engine.schema, simplify)))
-    write_class_map(target('.classes.ome.tif'), maps.label, engine.schema, p.mpp)
+        f.writelines(collection(iter_features(maps, slide, engine.schema, simplify)))
+    write_class_map(target('.classes.ome.tif'), maps.label, engine.schema, slide.mpp)
     with atomic_write(target('.overlay.png')) as tmp:
         Image.fromarray(_overlay_preview(maps, engine.schema)).save(tmp, 'png', compress_level=1)
     if target('.probabilities.ome.zarr').exists():
         build_pyramid(target('.probabilities.ome.zarr'))
-    found = summarize_prediction(maps, p, engine)
+    found = summarize_prediction(maps, slide, engine)
     write_json(target('.json'), found)
     return found

@@ -64,7 +64,7 @@ def _sieve_and_count(
 
 # %% ../../nbs/inference/14_prediction.ipynb #06-predi47
 def predict_image(
-    p: SlideReader,
+    slide: SlideReader,
     engine: Engine,
     window: int = 0,
     stride: int = 0,  # see `choose_window`
@@ -77,23 +77,23 @@ def predict_image(
     preview: int = 2048,  # pixels of the longer side of the small copy; 0: none is made
 ) -> PredictionMaps:  # FloatingPointError on NaN or infinity
     "The class and the uncertainty of every pixel."
-    start, (window, stride) = time.time(), choose_window(engine, p, window, stride)
+    start, (window, stride) = time.time(), choose_window(engine, slide, window, stride)
     batch = batch or max(
         1, (2**25 if 'cuda' in str(getattr(engine, 'device', '')) else 2**20 * engine.at_once) // window**2
     )
     raw, uncertainty = (
-        allocate_map((p.height, p.width), folder, 'raw'),
-        allocate_map((-(-p.height // 2), -(-p.width // 2)), folder, 'uncertainty'),
+        allocate_map((slide.height, slide.width), folder, 'raw'),
+        allocate_map((-(-slide.height // 2), -(-slide.width // 2)), folder, 'uncertainty'),
     )
-    small, structure = Preview(p, preview) if preview else None, StructureMap(p, folder) if min_tissue else None
+    small, structure = Preview(slide, preview) if preview else None, StructureMap(slide, folder) if min_tissue else None
 
     def seen(*window):
         [note(*window) for note in (small, structure) if note]
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        for x0 in range(0, p.width, STRIPE_WIDTH):
+        for x0 in range(0, slide.width, STRIPE_WIDTH):
             for y, x, total, weight, n in iter_bands(
-                p, engine, window, stride, batch, min_tissue, (x0, min(x0 + STRIPE_WIDTH, p.width)), seen
+                slide, engine, window, stride, batch, min_tissue, (x0, min(x0 + STRIPE_WIDTH, slide.width)), seen
             ):
                 _finish_band(pool, y, x, total, weight, engine.temperature, raw, uncertainty, prob)
                 if progress:
@@ -101,7 +101,7 @@ def predict_image(
     seconds, label, min_pixels = (
         time.time() - start,
         allocate_map(raw.shape, folder, 'label'),
-        round(min_region / p.mpp**2),
+        round(min_region / slide.mpp**2),
     )
     for m in (raw, uncertainty):
         complete_map(m)

@@ -16,9 +16,9 @@ from .tiff import Region
 class Preview:
     "A small copy of an image, made while its windows are read."
 
-    def __init__(self, p: SlideReader, longest: int = 2048):  # pixels of its longer side
-        self.step = max(1, -(-max(p.width, p.height) // longest))
-        self.pixels = np.full((-(-p.height // self.step), -(-p.width // self.step), 3), 255, np.uint8)
+    def __init__(self, slide: SlideReader, longest: int = 2048):  # pixels of its longer side
+        self.step = max(1, -(-max(slide.width, slide.height) // longest))
+        self.pixels = np.full((-(-slide.height // self.step), -(-slide.width // self.step), 3), 255, np.uint8)
 
     def __call__(self, x: int, y: int, region: Region):
         "Take what falls on the grid."
@@ -34,10 +34,10 @@ class StructureMap:
 
     def __init__(
         self,
-        p: SlideReader,
+        slide: SlideReader,
         folder: Path | None = None,  # for the map of a large image; None: in memory
     ):
-        shape = -(-p.height // CELL), -(-p.width // CELL)
+        shape = -(-slide.height // CELL), -(-slide.width // CELL)
         if folder is None:
             self.cells = np.zeros(shape, np.uint8)
             return

@@ -285,19 +285,19 @@ OVERVIEW_SIZE = 4_000_000  # most pixels of a level that counts as overview
 
 
 def tissue_lookup(
-    p: SlideReader,
+    slide: SlideReader,
     min_tissue: float = 0.01,  # share of a window that must be tissue
 ):  # (x, y, side) -> bool, or None where the image has no overview
     "Ask the overview."
-    i = len(p.source.levels) - 1
-    w, h, down = p.source.levels[i]
-    if i == 0 or w * h > OVERVIEW_SIZE or down < 4 * p.scale:
+    i = len(slide.source.levels) - 1
+    w, h, down = slide.source.levels[i]
+    if i == 0 or w * h > OVERVIEW_SIZE or down < 4 * slide.scale:
         return None
-    with reading(p.name or 'this picture'):
-        mask = p.source.region(i, 0, 0, w, h).rgb.min(-1) < BACKGROUND_LEVEL
+    with reading(slide.name or 'this picture'):
+        mask = slide.source.region(i, 0, 0, w, h).rgb.min(-1) < BACKGROUND_LEVEL
 
     def ask(x, y, side):
-        s = p.scale / down
+        s = slide.scale / down
         part = mask[int(y * s) : math.ceil((y + side) * s), int(x * s) : math.ceil((x + side) * s)]
         return bool(part.size and part.mean() >= min_tissue)
 

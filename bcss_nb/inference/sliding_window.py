@@ -28,7 +28,7 @@ def _window_has_tissue(
 
 
 def iter_bands(
-    p: SlideReader,
+    slide: SlideReader,
     engine: Engine,
     window: int,
     stride: int,
@@ -38,21 +38,21 @@ def iter_bands(
     seen=None,  # called with (x, y, region) of every window read
 ):  # (y, x, (C, h, w) sum of weighted logits, (h, w) sum of weights), windows done
     "Predict an image, band by band; weights are not above 0 where nothing was predicted."
-    if max(p.width, p.height) <= window:
-        yield from _predict_whole(p, engine, window, min_tissue, seen)
+    if max(slide.width, slide.height) <= window:
+        yield from _predict_whole(slide, engine, window, min_tissue, seen)
         return
-    x0, x1 = columns or (0, p.width)
+    x0, x1 = columns or (0, slide.width)
     xs, ys = (
-        [x for x in window_origins(p.width, window, stride) if x < x1 and x + window > x0],
-        window_origins(p.height, window, stride),
+        [x for x in window_origins(slide.width, window, stride) if x < x1 and x + window > x0],
+        window_origins(slide.height, window, stride),
     )
-    ask, g, left = tissue_lookup(p, min_tissue) if min_tissue else None, gaussian_window(window), xs[0]
+    ask, g, left = tissue_lookup(slide, min_tissue) if min_tissue else None, gaussian_window(window), xs[0]
     total, spare = (
         np.zeros((len(engine.schema.classes) + 1, window, xs[-1] + window - left), np.float32) for _ in range(2)
     )
 
     def read(y, some):
-        found = [(x, p.read_region(x, y, window, window)) for x in some if not ask or ask(x, y, window)]
+        found = [(x, slide.read_region(x, y, window, window)) for x in some if not ask or ask(x, y, window)]
         for x, region in found:
             seen and seen(x, y, region)
         found = [(x, region) for x, region in found if _window_has_tissue(region.rgb, min_tissue)]
@@ -67,7 +67,11 @@ def iter_bands(
                 engine.blend(total, x - left, l, g)
                 if region.scanned is not None:
                     total[-1, :, x - left : x - left + window][~region.scanned] = UNSCANNED_WEIGHT
-        a, b, below = max(x0, left) - left, min(x1, p.width) - left, min([v for v in ys if v > y], default=p.height)
+        a, b, below = (
+            max(x0, left) - left,
+            min(x1, slide.width) - left,
+            min([v for v in ys if v > y], default=slide.height),
+        )
         yield y, a + left, total[:-1, : below - y, a:b], total[-1, : below - y, a:b], done
         keep = window - below + y
         spare[:, :keep], spare[:, keep:] = total[:, below - y :], 0
@@ -75,19 +79,19 @@ def iter_bands(
 
 # %% ../../nbs/inference/11_sliding_window.ipynb #06-predi51
 def _predict_whole(
-    p: SlideReader, engine: Engine, window: int, min_tissue: float, seen=None
+    slide: SlideReader, engine: Engine, window: int, min_tissue: float, seen=None
 ):  # yields what `iter_bands` yields
     "Predict a small image at once."
-    region, shape = p.read_region(0, 0, window, window), (p.height, p.width)
+    region, shape = slide.read_region(0, 0, window, window), (slide.height, slide.width)
     if seen:
         seen(0, 0, region)
     empty = not _window_has_tissue(region.rgb, min_tissue)
     logits = (
         np.zeros((len(engine.schema.classes), *shape), np.float32)
         if empty
-        else engine(region.rgb[None])[0, :, : p.height, : p.width]
+        else engine(region.rgb[None])[0, :, : slide.height, : slide.width]
     )
     weight = np.full(shape, 0 if empty else 1, np.float32)
     if region.scanned is not None:
-        weight[~region.scanned[: p.height, : p.width]] = UNSCANNED_WEIGHT
+        weight[~region.scanned[: slide.height, : slide.width]] = UNSCANNED_WEIGHT
     yield 0, 0, logits, weight, 1

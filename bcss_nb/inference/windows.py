@@ -25,14 +25,14 @@ def window_origins(
 
 def choose_window(
     engine: Engine,
-    p: SlideReader,
+    slide: SlideReader,
     window: int = 0,  # pixels; 0: for a UNet 512, or all of a small image, for a UNETR the side of its tiles
     stride: int = 0,  # pixels; 0: three quarters of the window
 ) -> tuple:  # window, stride; ValueError when they do not fit the model
     "The window and the stride for an image."
-    largest = -(-max(p.width, p.height, 2 * SIZE_MULTIPLE) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    largest = -(-max(slide.width, slide.height, 2 * SIZE_MULTIPLE) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     if not window:
-        pieces = len(window_origins(p.width, 512, 384)) * len(window_origins(p.height, 512, 384))
+        pieces = len(window_origins(slide.width, 512, 384)) * len(window_origins(slide.height, 512, 384))
         window = engine.side if engine.fixed else largest if largest**2 <= min(pieces * 512**2, 2**20) else 512
     stride = stride or max(SIZE_MULTIPLE, window * 3 // 4 // SIZE_MULTIPLE * SIZE_MULTIPLE)
     for what, v in (('window', window), ('stride', stride)):

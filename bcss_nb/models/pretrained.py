@@ -306,7 +306,7 @@ def _continue(net, weights):
 
 # %% ../../nbs/models/04_pretrained.ipynb #ffd45cd4
 def load_pretrained(
-    net: nn.Module,  # from `build_model`; changed in place, or not at all
+    model: nn.Module,  # from `build_model`; changed in place, or not at all
     source: str | Path,  # see `read_weights`: a published ViT for a unetr, a checkpoint of ours for any model
     mean=HALF_NORM['mean'],
     std=HALF_NORM['std'],  # what a published ViT was trained with; checkpoints of ours need none
@@ -314,9 +314,9 @@ def load_pretrained(
     "Start a model from published weights or from another run; ValueError when they do not fit."
     weights = read_weights(source)
     try:
-        if not hasattr(net, 'vit') or f'vit.{_POS}' in weights:
-            return _continue(net, weights)
-        mine = net.vit.state_dict()
+        if not hasattr(model, 'vit') or f'vit.{_POS}' in weights:
+            return _continue(model, weights)
+        mine = model.vit.state_dict()
         state, unused = convert_vit_weights(weights)
         grid = _grid(state[_POS].shape[1], mine[_POS].shape[1])
         state = _fit(state, mine)
@@ -326,7 +326,7 @@ def load_pretrained(
         )
     except ValueError as e:
         raise ValueError(f'{source}: {e}') from e
-    net.vit.load_state_dict(state, strict=False)
+    model.vit.load_state_dict(state, strict=False)
     return dict(
         used=[k for k in weights if k not in unused],
         unused=unused,

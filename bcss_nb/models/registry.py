@@ -54,12 +54,12 @@ def build_model(
 
 # %% ../../nbs/models/03_registry.ipynb #6bf7b31e
 def model_cost(
-    net: nn.Module,
+    model: nn.Module,
     tile: int = TILE_SIZE,  # side of the image, pixels
 ) -> dict:  # parameters (count), gmacs (1e9 multiply-accumulates for one tile)
     "Count parameters and multiply-accumulates."
-    was, device = net.training, next(net.parameters()).device
+    was, device = model.training, next(model.parameters()).device
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
-        net.eval()(torch.zeros(1, 3, tile, tile, device=device))
-    net.train(was)
-    return dict(parameters=sum(p.numel() for p in net.parameters()), gmacs=round(flops.get_total_flops() / 2e9, 3))
+        model.eval()(torch.zeros(1, 3, tile, tile, device=device))
+    model.train(was)
+    return dict(parameters=sum(p.numel() for p in model.parameters()), gmacs=round(flops.get_total_flops() / 2e9, 3))

@@ -38,9 +38,11 @@ from bcss_nb.serving.service import (
 from .settings import Settings
 
 # %% ../../nbs/serving/14_app.ipynb #08-serve42
-def create_app(s: Settings = None) -> FastAPI:  # FileNotFoundError, ValueError when the model is not what it should be
+def create_app(
+    settings: Settings = None,
+) -> FastAPI:  # FileNotFoundError, ValueError when the model is not what it should be
     "The application, ready for uvicorn."
-    service = Service(s or Settings.from_env())
+    service = Service(settings or Settings.from_env())
 
     @asynccontextmanager
     async def life(app):

@@ -16,7 +16,7 @@ from ..models.checkpoint import load_checkpoint
 from ..models.presets import is_unet, is_unetr
 
 # %% ../../nbs/serving/02_bundle.ipynb #07-expor19
-def bundle_network(about: dict, net: nn.Module) -> dict:  # a MONAI config
+def bundle_network(about: dict, model: nn.Module) -> dict:  # a MONAI config
     "How to build the model."
     num_classes = len(get_schema(about['schema']).classes)
     if not is_unet(about['preset']):
@@ -30,10 +30,10 @@ def bundle_network(about: dict, net: nn.Module) -> dict:  # a MONAI config
         _target_='monai.networks.nets.UNet',
         spatial_dims=2,
         in_channels=3,
-        out_channels=net.out_channels,
-        channels=list(net.channels),
-        strides=list(net.strides),
-        num_res_units=net.num_res_units,
+        out_channels=model.out_channels,
+        channels=list(model.channels),
+        strides=list(model.strides),
+        num_res_units=model.num_res_units,
         norm='batch',
         act='prelu',
     )
@@ -84,7 +84,7 @@ def _bundle_metadata(about: dict) -> dict:  # JSON-ready
     )
 
 # %% ../../nbs/serving/02_bundle.ipynb #07-expor20
-def _bundle_inference_config(about: dict, net: nn.Module) -> dict:  # JSON-ready
+def _bundle_inference_config(about: dict, model: nn.Module) -> dict:  # JSON-ready
     "The bundle's pipeline; `--dataset_dir` and `--output_dir` say where."
 
     def turn(key):
@@ -116,7 +116,7 @@ def _bundle_inference_config(about: dict, net: nn.Module) -> dict:  # JSON-ready
         dataset_dir='.',
         output_dir="$os.path.join(@bundle_root, 'eval')",
         device="$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        network_def=bundle_network(about, net),
+        network_def=bundle_network(about, model),
         network='$@network_def.to(@device)',
         preprocessing=dict(_target_='Compose', transforms=read),
         postprocessing=dict(_target_='Compose', transforms=save),

@@ -36,14 +36,14 @@ def select_model(
 
 def best_seed(
     folder: Path,  # <folder>/<seed>/best.pt, train.json
-    ts: TileDataset,  # trainings on other data do not count
+    dataset: TileDataset,  # trainings on other data do not count
 ) -> Path:  # FileNotFoundError without a training
     "The training with the best validation Dice; the first where validation was switched off."
     records = {f.parent: json.loads(f.read_text()) for f in sorted(folder.glob('*/train.json'))}
     done = {
         run: max([h.get('val_dice') or -1.0 for h in r['history']], default=-1.0)
         for run, r in records.items()
-        if r['data'] == ts.manifest['id']
+        if r['data'] == dataset.manifest['id']
     }
     if not done:
         raise FileNotFoundError(f'no training in {folder} is finished and of this data: make train')
@@ -52,17 +52,17 @@ def best_seed(
 # %% ../../nbs/serving/03_export.ipynb #07-expor27
 def _drift_reference(
     engine,  # from `open_engine`
-    ts: TileDataset,
+    dataset: TileDataset,
     most: int = 1000,  # tiles, evenly chosen
 ) -> dict:  # see `make_reference`
     "What the engine sees in the tiles it was made with."
-    rows = evenly_spaced(np.r_[ts.part('train'), ts.part('val')], most)
-    pictures = [(ts.images[r], SlideReader(ArrayReader(ts.images[r]), MPP)) for r in rows]
+    rows = evenly_spaced(np.r_[dataset.part('train'), dataset.part('val')], most)
+    pictures = [(dataset.images[r], SlideReader(ArrayReader(dataset.images[r]), MPP)) for r in rows]
     records = [
         request_features(image_features(x), summarize_prediction(predict_image(p, engine), p, engine))
         for x, p in pictures
     ]
-    return make_reference(records, list(ts.tiles.site.iloc[rows]), list(ts.tiles.patient.iloc[rows]))
+    return make_reference(records, list(dataset.tiles.site.iloc[rows]), list(dataset.tiles.patient.iloc[rows]))
 
 # %% ../../nbs/serving/03_export.ipynb #07-expor43
 def _write_manifest(folder: Path, checkpoint: Path, about: dict, **more):
@@ -105,7 +105,7 @@ def rejected_engines(table: list) -> list:  # names of the engines that lose too
 # %% ../../nbs/serving/03_export.ipynb #07-expor33
 def export_run(
     run: Path,
-    ts: TileDataset,
+    dataset: TileDataset,
     out: Path,  # folder of a training; its data; folder to write
     tiles: int = 0,
     engine: str = 'auto',  # as above
@@ -114,14 +114,16 @@ def export_run(
     checkpoint = Path(run) / 'best.pt'
     check_replaceable(out, EXPORTED_MODEL, (run,))
     check_ranges(dict(tiles=tiles, engine=engine), EXPORT_RANGES)
-    net, about = load_checkpoint(checkpoint, schema=ts.schema.name)
+    net, about = load_checkpoint(checkpoint, schema=dataset.schema.name)
     with replacing(out, EXPORTED_MODEL, (run,)) as tmp:
         write_onnx(net, tmp / 'model.onnx', about)
-        write_int8(tmp / 'model.onnx', tmp / 'model.int8.onnx', ts.images[evenly_spaced(ts.part('train'), 48)])
+        write_int8(
+            tmp / 'model.onnx', tmp / 'model.int8.onnx', dataset.images[evenly_spaced(dataset.part('train'), 48)]
+        )
         write_bundle(tmp / 'bundle', checkpoint)
-        warm = fit_validation_temperature(load_run(run)[0], ts)
+        warm = fit_validation_temperature(load_run(run)[0], dataset)
         _write_manifest(tmp, checkpoint, about, temperature=warm, engine='onnxruntime-f32')
-        table = parity_table(tmp, checkpoint, ts, evenly_spaced(ts.part('test'), tiles))
+        table = parity_table(tmp, checkpoint, dataset, evenly_spaced(dataset.part('test'), tiles))
         out_of = rejected_engines(table)
         if {'onnxruntime-int8', 'openvino-int8'} <= set(out_of):
             (tmp / 'model.int8.onnx').unlink()
@@ -133,7 +135,7 @@ def export_run(
         if choice in out_of:
             raise ValueError(f'engine {choice} loses more than {MAX_DICE_DROP} Dice: not published')
         _write_manifest(tmp, checkpoint, about, temperature=warm, engine=choice)
-        write_reference(tmp / 'reference.json', _drift_reference(open_engine(tmp), ts))
+        write_reference(tmp / 'reference.json', _drift_reference(open_engine(tmp), dataset))
         _write_manifest(
             tmp,
             checkpoint,
@@ -143,7 +145,7 @@ def export_run(
             parity=table,
             refused=out_of,
             measured_on=dict(
-                cpu=platform.machine(), cores=available_cores(), tiles=len(evenly_spaced(ts.part('test'), tiles))
+                cpu=platform.machine(), cores=available_cores(), tiles=len(evenly_spaced(dataset.part('test'), tiles))
             ),
         )
     return table

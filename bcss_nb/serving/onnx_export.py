@@ -33,7 +33,7 @@ def _silence_exporters():
 
 
 def write_onnx(
-    net: nn.Module,
+    model: nn.Module,
     path: Path,
     about: dict,  # of its checkpoint
 ):
@@ -43,7 +43,7 @@ def write_onnx(
     sides = {2: 'height', 3: 'width'} if not is_unetr(about['model']) else {}
     with _silence_exporters():
         torch.onnx.export(
-            fold_batchnorm(net),
+            fold_batchnorm(model),
             (torch.rand(2, 3, about['tile'], about['tile']),),
             path,
             input_names=['image'],

@@ -20,22 +20,22 @@ MAX_DICE_DROP = 0.005  # mean Dice an engine may lose against PyTorch in float32
 
 def benchmark_engine(
     engine,  # from `open_engine`
-    ts: TileDataset,
+    dataset: TileDataset,
     rows,  # test tiles
     reference=None,  # (N, C, H, W) logits to compare with
     batch: int = 8,
 ) -> tuple:  # dict(dice, max_logit, changed, ms), logits
     "Score and time one engine."
-    n = len(ts.schema.classes)
+    n = len(dataset.schema.classes)
     for _ in range(2):
-        engine(ts.images[rows[:batch]])
+        engine(dataset.images[rows[:batch]])
     parts, times = [], []
     for i in range(0, len(rows), batch):
         start = time.perf_counter()
-        parts.append(engine(ts.images[rows[i : i + batch]]) / 1)
+        parts.append(engine(dataset.images[rows[i : i + batch]]) / 1)
         times.append((time.perf_counter() - start) / len(parts[-1]))
     logits = np.concatenate(parts)
-    counts = confusion(torch.from_numpy(ts.labels[rows]), torch.from_numpy(logits.argmax(1).astype(np.uint8)), n)
+    counts = confusion(torch.from_numpy(dataset.labels[rows]), torch.from_numpy(logits.argmax(1).astype(np.uint8)), n)
     off = (
         {}
         if reference is None
@@ -52,18 +52,18 @@ def benchmark_engine(
 def parity_table(
     folder: Path,  # with model.onnx and perhaps model.int8.onnx, and model.json
     checkpoint: Path,
-    ts: TileDataset,
+    dataset: TileDataset,
     rows,
 ) -> list:  # dicts by engine, PyTorch in float32 first; `dice_lost` and whether that is `good` enough
     "Compare all engines with PyTorch."
-    first, reference = benchmark_engine(TorchEngine(checkpoint, 'cpu', 'f32'), ts, rows)
+    first, reference = benchmark_engine(TorchEngine(checkpoint, 'cpu', 'f32'), dataset, rows)
     table = [
         first | dict(max_logit=0.0, changed=0.0),
-        benchmark_engine(TorchEngine(checkpoint, 'cpu'), ts, rows, reference)[0],
+        benchmark_engine(TorchEngine(checkpoint, 'cpu'), dataset, rows, reference)[0],
     ]
     for name in ENGINES:
         if (folder / ('model.int8.onnx' if 'int8' in name else 'model.onnx')).exists():
-            table.append(benchmark_engine(open_engine(folder, name), ts, rows, reference)[0])
+            table.append(benchmark_engine(open_engine(folder, name), dataset, rows, reference)[0])
     return [
         t | dict(dice_lost=first['dice'] - t['dice'], good=first['dice'] - t['dice'] <= MAX_DICE_DROP) for t in table
     ]

@@ -66,8 +66,8 @@ def check_store(
 class RequestLog:
     "Append-only files of what was asked and answered, one a day."
 
-    def __init__(self, s: Settings):
-        self.s, self.rng, self.lost, self.lines, self.fresh = s, np.random.default_rng(), 0, 0, 0
+    def __init__(self, settings: Settings):
+        self.s, self.rng, self.lost, self.lines, self.fresh = settings, np.random.default_rng(), 0, 0, 0
 
     def write(self, kind: str, line: dict, pixels=None):
         "Append a line, and perhaps keep an image; what cannot be kept is counted."

@@ -22,24 +22,25 @@ from .settings import Settings
 def predict_bytes(
     engine,
     data: bytes,
-    s: Settings,
+    settings: Settings,
     deadline: float,
     mpp=None,
     name: str = '',
 ) -> tuple:  # maps, image, pixels; Refused with what is wrong
     "Decode and predict one image."
-    p = open_upload(data, s.max_pixels, mpp, name)
-    if p.width * p.height > s.max_pixels:
+    p = open_upload(data, settings.max_pixels, mpp, name)
+    if p.width * p.height > settings.max_pixels:
         raise RequestRejected(
             413,
-            f'at 0.25 µm the picture has {p.width}x{p.height} pixels, {s.max_pixels / 1e6:g} million are allowed: '
+            f'at 0.25 µm the picture has {p.width}x{p.height} pixels, {settings.max_pixels / 1e6:g} million are '
+            'allowed: '
             f'check mpp ({p.file_mpp:g} µm), or send a region',
         )
 
     def in_time(_):
         if time.monotonic() > deadline:
             raise RequestRejected(
-                503, f'the picture took longer than {s.deadline:g} s: send a region of it, or try again', retry=5
+                503, f'the picture took longer than {settings.deadline:g} s: send a region of it, or try again', retry=5
             )
 
     return predict_image(p, engine, progress=in_time, preview=0), p, p.source.pixels

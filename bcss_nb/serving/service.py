@@ -35,20 +35,20 @@ from .settings import Settings
 class Service:
     "What the routes share."
 
-    def __init__(self, s: Settings):
-        folder = Path(s.model)
-        check_store(s.store)
-        self.s, self.about, self.ready = s, read_manifest(folder), False
-        if s.model_sha256 not in ('', found := self.about['files']['model.onnx']):
-            raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {s.model_sha256}')
-        workers = s.workers or available_cores()
+    def __init__(self, settings: Settings):
+        folder = Path(settings.model)
+        check_store(settings.store)
+        self.s, self.about, self.ready = settings, read_manifest(folder), False
+        if settings.model_sha256 not in ('', found := self.about['files']['model.onnx']):
+            raise ValueError(f'{folder} holds model {found}, BCSS_MODEL_SHA256 asks for {settings.model_sha256}')
+        workers = settings.workers or available_cores()
         each = max(1, available_cores() // workers)
-        engines = [open_engine(folder, s.engine, threads=each) for _ in range(workers)]
+        engines = [open_engine(folder, settings.engine, threads=each) for _ in range(workers)]
         self.schema, self.exact = engines[0].schema, {e: OnnxEngine(folder, self.about, each) for e in engines}
         self.line, self.results, self.store = (
-            PredictionQueue(engines, s.queue_size),
-            ResultCache(s.results_bytes, s.results_seconds),
-            RequestLog(s),
+            PredictionQueue(engines, settings.queue_size),
+            ResultCache(settings.results_bytes, settings.results_seconds),
+            RequestLog(settings),
         )
         self.about = self.about | dict(engine=engines[0].name)
         self.metrics, self.log = Metrics(self.about), logging.getLogger('bcss_nb')

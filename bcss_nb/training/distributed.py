@@ -59,14 +59,14 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         return (z * ((var + self.eps).rsqrt() * self.weight).view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
-def sync_batchnorm(net: nn.Module, device: torch.device) -> nn.Module:  # the same weights and names
+def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:  # the same weights and names
     "Make every batch norm see the batch of all processes."
     if device.type == 'cuda':
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for m in net.modules():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for m in model.modules():
         if type(m) is nn.BatchNorm2d:
             m.__class__ = CpuSyncBatchNorm
-    return net
+    return model
 
 # %% ../../nbs/training/02_distributed.ipynb #distr-e1
 def all_gather(

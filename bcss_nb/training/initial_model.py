@@ -27,37 +27,42 @@ def pretrained_source(
     return pretrained if not equals else source if preset.split('-')[0] == name or preset == name else ''
 
 # %% ../../nbs/training/08_initial_model.ipynb #8911bfb2
-def class_pixel_counts(ts: TileDataset) -> np.ndarray:  # (C,) pixels
+def class_pixel_counts(dataset: TileDataset) -> np.ndarray:  # (C,) pixels
     "Labeled pixels of each class in the training set."
-    return sum(np.bincount(ts.labels[row].ravel(), minlength=256)[: len(ts.schema.classes)] for row in ts.part('train'))
+    return sum(
+        np.bincount(dataset.labels[row].ravel(), minlength=256)[: len(dataset.schema.classes)]
+        for row in dataset.part('train')
+    )
 
 
 def build_initial_model(
-    c: TrainConfig,
+    config: TrainConfig,
     preset: str,
-    ts: TileDataset,
+    dataset: TileDataset,
 ) -> tuple:  # model; how many tensors of pretrained weights were used, unused, missing ({} without)
     "A model with its first weights: drawn from the seed, then overwritten where there are pretrained ones."
-    seed_everything(c.seed)
+    seed_everything(config.seed)
     net, source = (
-        build_model(preset, len(ts.schema.classes), ts.manifest['tile'], c.drop_path),
-        pretrained_source(preset, c.pretrained),
+        build_model(preset, len(dataset.schema.classes), dataset.manifest['tile'], config.drop_path),
+        pretrained_source(preset, config.pretrained),
     )
     if not source:
         return net, {}
-    report = load_pretrained(net, source, **choose(dict(half=HALF_NORM, imagenet=IMAGENET_NORM), c.pixels, 'pixels'))
+    report = load_pretrained(
+        net, source, **choose(dict(half=HALF_NORM, imagenet=IMAGENET_NORM), config.pixels, 'pixels')
+    )
     print(format_load_report(report))
     return net, {k: len(report[k]) for k in ('used', 'unused', 'missing')}
 
 
-def run_fingerprint(c: TrainConfig, preset: str, ts: TileDataset) -> dict:  # JSON-ready
+def run_fingerprint(config: TrainConfig, preset: str, dataset: TileDataset) -> dict:  # JSON-ready
     "What must be the same for a run to go on."
     return dict(
-        asdict(c),
+        asdict(config),
         preset=preset,
-        schema=ts.schema.name,
-        tile=ts.manifest['tile'],
-        data=ts.manifest['id'],
+        schema=dataset.schema.name,
+        tile=dataset.manifest['tile'],
+        data=dataset.manifest['id'],
         torch=str(torch.__version__),
         code=source_hash(),
     )

@@ -16,7 +16,7 @@ def lr_factor(progress: float, warm: float = 0.1) -> float:  # factor of the pea
 
 
 def param_groups(
-    net: nn.Module,
+    model: nn.Module,
     decay: float = 1.0,  # factor from each layer of `net.vit` to the one below; the rest of the model has factor 1
     weight_decay: float = 0.01,
 ) -> list:  # groups for an optimizer, with `scale`
@@ -35,8 +35,8 @@ def param_groups(
             'vit.patch_embedding.position_embeddings',
         ) else weight_decay
 
-    keys = {name: key(name, p) for name, p in net.named_parameters()}
+    keys = {name: key(name, p) for name, p in model.named_parameters()}
     return [
-        dict(params=[p for name, p in net.named_parameters() if keys[name] == k], scale=k[0], weight_decay=k[1])
+        dict(params=[p for name, p in model.named_parameters() if keys[name] == k], scale=k[0], weight_decay=k[1])
         for k in sorted(set(keys.values()))
     ]

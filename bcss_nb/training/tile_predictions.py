@@ -16,46 +16,48 @@ from .metrics import confusion_by_patient
 # %% ../../nbs/training/07_tile_predictions.ipynb #cd746ea3
 @torch.no_grad()
 def iter_logits(
-    net: nn.Module,  # logits of (B, 3, H, W)
-    ts: TileDataset,
+    model: nn.Module,  # logits of (B, 3, H, W)
+    dataset: TileDataset,
     rows,  # (n,) row numbers of the set
     batch: int = 16,
     device: str = 'cpu',
 ):  # FloatingPointError on NaN or infinity
     "Yield the logits (b, C, H, W) of the tiles, batch by batch."
-    was = net.training
-    net.eval()
+    was = model.training
+    model.eval()
     try:
-        for x, _ in iter_batches(ts, rows, batch, device):
-            logits = net(x)
+        for x, _ in iter_batches(dataset, rows, batch, device):
+            logits = model(x)
             if not torch.isfinite(logits).all():
                 raise FloatingPointError('the net predicts NaN or infinity: lower lr, or train in 32-true')
             yield logits
     finally:
-        net.train(was)
+        model.train(was)
 
 # %% ../../nbs/training/07_tile_predictions.ipynb #950e6779
 def predict_tiles(
-    net: nn.Module, ts: TileDataset, rows, batch: int = 16, device: str = 'cpu'
+    model: nn.Module, dataset: TileDataset, rows, batch: int = 16, device: str = 'cpu'
 ) -> torch.Tensor:  # (n, H, W) uint8 class index
     "The most likely class of each pixel, tile by tile; see `iter_logits`."
     return torch.cat(
-        [torch.empty(0, *ts.labels.shape[1:], dtype=torch.uint8)]
-        + [l.argmax(1).to(torch.uint8).cpu() for l in iter_logits(net, ts, rows, batch, device)]
+        [torch.empty(0, *dataset.labels.shape[1:], dtype=torch.uint8)]
+        + [l.argmax(1).to(torch.uint8).cpu() for l in iter_logits(model, dataset, rows, batch, device)]
     )
 
 
 def confusion_per_patient(
-    net: nn.Module,
-    ts: TileDataset,
+    model: nn.Module,
+    dataset: TileDataset,
     rows,
     batch: int = 16,
     device: str = 'cpu',
     fabric: Fabric = None,  # share the tiles among its processes
 ) -> tuple:  # patient names; (P, n, n) counts
     "Confusion counts by patient."
-    patients = ts.tiles.patient.iloc[rows]
+    patients = dataset.tiles.patient.iloc[rows]
     mine = slice(fabric.global_rank, None, fabric.world_size) if fabric else slice(None)
-    pred, truth = predict_tiles(net, ts, rows[mine], batch, device), torch.from_numpy(ts.labels[rows[mine]])
-    names, counts = confusion_by_patient(truth, pred, patients[mine], len(ts.schema.classes), sorted(set(patients)))
+    pred, truth = predict_tiles(model, dataset, rows[mine], batch, device), torch.from_numpy(dataset.labels[rows[mine]])
+    names, counts = confusion_by_patient(
+        truth, pred, patients[mine], len(dataset.schema.classes), sorted(set(patients))
+    )
     return names, fabric.all_reduce(counts.to(fabric.device), reduce_op='sum').cpu() if fabric else counts
