@@ -125,21 +125,21 @@ def test_what_only_a_browser_sees_is_found(tmp_path):
     'here, link, page',
     [
         ('nbs', '[a](02_models.ipynb)', '[a](models.md)'),
-        ('nbs', '[a](03b_recipe.ipynb#what-it-says)', '[a](recipe.md#what-it-says)'),
+        ('nbs', '[a](studies/recipe.ipynb#findings)', '[a](studies-recipe.md#findings)'),
         ('nbs', '![a](images/sample.jpg)', '![a](images/sample.jpg)'),
         ('nbs', '[a](../bench/train.py)', f'[a]({build.BLOB}/bench/train.py)'),
         ('docs', '[a](../nbs/index.ipynb)', '[a](index.md)'),
         ('docs', '[a](faq.md#service)', '[a](faq.md#service)'),
         ('docs', '[a](../deploy/)', f'[a]({build.CFG.git_url}/tree/{build.CFG.branch}/deploy)'),
-        ('.', '[a](nbs/00a_eda.ipynb)', '[a](eda.md)'),
+        ('.', '[a](nbs/00_eda.ipynb)', '[a](eda.md)'),
         ('nbs', '[a](https://openslide.org)', '[a](https://openslide.org)'),
-        ('nbs', f'[`x`]({build.SITE}/core/labels.html#pick)', '[`x`](labels.md#pick)'),
+        ('nbs', f'[`x`]({build.SITE}/core/labels.html#pick)', '[`x`](core-labels.md#pick)'),
         ('nbs', f'[`x`]({build.SITE}/core/labels.html#_gone)', '`x`'),
         ('nbs', '```\n[a](02_models.ipynb)\n```', '```\n[a](02_models.ipynb)\n```'),
     ],
 )
 def test_links_lead_to_pages(here, link, page):
-    assert build.relink(link, here, {'labels.md': {'pick'}}) == page
+    assert build.relink(link, here, {'core-labels.md': {'pick'}}) == page
 
 
 def test_docments_become_tables():
@@ -216,7 +216,7 @@ def test_a_notebook_becomes_a_page(tmp_path):
         and '??? source "Source"' in page
         and '    def pick(' in page
     )
-    assert 'and:\n\n- one\n- two' in page and '[labels](labels.md)' in page
+    assert 'and:\n\n- one\n- two' in page and '[labels](core-labels.md)' in page
     [written] = (tmp_path / 'proc/pictures').iterdir()
     assert (
         f'![Seen. Rows of tiles. Rows or columns: image, label. See labels](pictures/{written.name}){{ loading=lazy '

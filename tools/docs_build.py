@@ -48,6 +48,7 @@ PACKAGES = (
     'evaluation',
     'inference',
     'serving',
+    'studies',
 )  # folders of nbs/, in the order of the imports
 LATER = {'cloud.md', 'peers.md'}  # may be missing
 ANSI = re.compile(r'\x1b\[[0-9;?]*[ -/]*[@-~]')
@@ -55,8 +56,10 @@ FENCE = re.compile(r'^( *)(`{3,}|~{3,}).*?^\1\2[^\n]*$', re.M | re.S)
 
 
 def page_of(path) -> str:
-    "nbs/data/04_splits.ipynb -> splits.md; stems are unique, whatever their folder."
-    return re.sub(r'^\d+[a-z]?_', '', Path(path).stem) + '.md'
+    "nbs/03_train.ipynb -> train.md, nbs/data/06_splits.ipynb -> data-splits.md."
+    path = Path(path)
+    folder = f'{path.parent.name}-' if path.parent.name in PACKAGES else ''
+    return folder + re.sub(r'^\d+[a-z]?_', '', path.stem) + '.md'
 
 
 def outside_code(fn, text) -> str:
@@ -90,7 +93,7 @@ def relink(text, here, anchors=None) -> str:
         image, label, link = m.groups()
         if link.startswith(SITE + '/'):
             link, _, anchor = link[len(SITE) + 1 :].partition('#')
-            page = Path(link).with_suffix('.md').name
+            page = page_of(link)
             if anchors is not None and anchor not in anchors.get(page, ()):
                 return label
             return f'[{label}]({page}#{anchor})'
@@ -318,7 +321,11 @@ def written(path) -> str:
     turned."""
     text = Path(path).read_text()
     text = re.sub(r'<!-- measured: (\S+) -->', lambda m: measured(m[1]), text)
-    text = re.sub(r'<!-- readme: (.+?) -->', lambda m: re.sub(r'\]\(nbs/', '](../nbs/', readme_part(m[1])), text)
+    text = re.sub(
+        r'<!-- readme: (.+?) -->',
+        lambda m: re.sub(r'\]\(nbs/', '](../nbs/', readme_part(m[1]).replace('](docs/', '](')),
+        text,
+    )
     return front(relink(drawings(lists_apart(text), 'docs'), 'docs'), f'docs/{Path(path).name}')
 
 

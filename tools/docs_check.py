@@ -47,9 +47,10 @@ def load(site) -> dict:
 
 def notebook_pages(root) -> set:
     "The pages that come from notebooks."
+    nbs = Path(root) / 'nbs'
     return {
-        re.sub(r'^\d+[a-z]?_', '', p.stem) + '.html'
-        for p in (Path(root) / 'nbs').rglob('*.ipynb')
+        ('' if p.parent == nbs else f'{p.parent.name}-') + re.sub(r'^\d+[a-z]?_', '', p.stem) + '.html'
+        for p in nbs.rglob('*.ipynb')
         if not p.name.startswith('_')
     }
 
@@ -132,7 +133,7 @@ def structure(pages, with_picture) -> list:
             say(f'ids twice: {twice[:3]}')
         if '\x1b[' in soup.get_text():
             say('terminal colors')
-        if page in with_picture and not (soup.article or soup).select('img, svg[role=img], .output'):
+        if page in with_picture and not (soup.article or soup).select('img, svg[role=img], .output, .scroll table'):
             say('a notebook page without a picture or an output')
     return found + [f'{p}: missing' for p in with_picture - pages.keys()]
 
