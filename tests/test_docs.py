@@ -220,7 +220,7 @@ def test_a_notebook_becomes_a_page(tmp_path):
     [written] = (tmp_path / 'proc/pictures').iterdir()
     assert (
         f'![Seen. Rows of tiles. Rows or columns: image, label. See labels](pictures/{written.name}){{ loading=lazy '
-        'width=30 height=20 }}' in page
+        f'width=30 height=20 }}' in page
     )
     assert written.read_bytes() == picture.getvalue()
     assert 'red text' in page and '\x1b' not in page and '<style' not in page and '<td></td><th>Dice</th>' in page
