@@ -513,7 +513,7 @@ def test_job_on_one_device_runs_the_pipeline(job):
     assert job.calls() == [
         'dvc remote add --local --force --default bucket gs://a-bucket/dvc',
         'dvc pull --allow-missing sample prepare data/raw/kaggle.dvc',
-        'dvc repro report export',
+        'dvc repro robustness leakage report export',
         'dvc push',
     ]
     p = yaml.safe_load((job.project / 'params.yaml').read_text())

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 FILES = ('params.yaml', 'params/prepare.yaml')  # their parameters are options of make
+KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false'}
 
 
 def committed(file):
@@ -31,7 +32,7 @@ def value_of(text, default, name):
     value = yaml.safe_load(text)
     fits = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, fits) or isinstance(value, bool) != isinstance(default, bool):
-        raise ValueError(f'{name} is a {type(default).__name__}, got {text!r}')
+        raise ValueError(f'{name} must be {KINDS[type(default)]}, got {text!r}')
     return value
 
 

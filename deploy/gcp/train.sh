@@ -52,6 +52,6 @@ raws=$(find data/raw -maxdepth 1 -name '*.dvc')
 dvc pull --allow-missing sample prepare $raws
 rm -rf runs
 ln -s "$run/runs" runs
-dvc repro report export
+dvc repro robustness leakage report export
 dvc push
 cp -r reports exports params.yaml params dvc.lock "$run/"
