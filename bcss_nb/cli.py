@@ -19,7 +19,7 @@ def home_path(text: str) -> Path:
     "Return a path, `~` expanded."
     return Path(expand_home(text))
 
-
+# %% ../nbs/90_cli.ipynb #s-_add_predict
 def _add_predict(p):
     "Arguments of `bcss predict`."
     from bcss_nb.inference.postprocess import MIN_REGION_UM2, SIMPLIFY_UM
@@ -144,7 +144,7 @@ def _add_export(p):
     p.add_argument('--tiles', type=int, default=0, help='test tiles of the parity table (default: all)')
     p.add_argument('--engine', default='auto', help='of the service (default: the quickest that is good enough)')
 
-
+# %% ../nbs/90_cli.ipynb #s-_do_export
 def _do_export(a) -> int:
     "Run `bcss export`."
     check_ranges(vars(a), EXPORT_RANGES, as_option)
@@ -162,7 +162,7 @@ def _do_export(a) -> int:
     )
     return 0
 
-
+# %% ../nbs/90_cli.ipynb #s-_add_serve
 def _add_serve(p):
     "Arguments of `bcss serve`; everything else is set by environment variables, see `Settings`."
     p.add_argument(
@@ -222,7 +222,7 @@ def main(argv=None) -> int:  # exit status
         print('bcss: interrupted', file=sys.stderr)
         return INTERRUPTED
 
-
+# %% ../nbs/90_cli.ipynb #s-_run_command
 def _run_command(options: argparse.Namespace, name: str) -> int:  # exit status
     "Run a command; say in one line what went wrong."
     try:

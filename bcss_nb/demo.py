@@ -25,7 +25,7 @@ def is_trained_on(
     record = json.loads((run_dir / 'train.json').read_text()) if (run_dir / 'train.json').exists() else {}
     return record.get('data') == dataset.manifest['id']
 
-
+# %% ../nbs/91_demo.ipynb #s-demo_runs
 def demo_runs(
     model: str,  # 'unet' or 'unetr'
     dataset: TileDataset,

@@ -85,13 +85,13 @@ def safe_torch_load(
             raise ValueError(f'the checksum of {broken} is wrong')
     return torch.load(path, map_location='cpu', weights_only=True)
 
-
+# %% ../../nbs/core/02_files.ipynb #s-write_json
 def write_json(path: str | Path, data: dict):
     "Write JSON atomically; `nan` is refused, so write `None` for what is undefined."
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(data, indent=2, allow_nan=False) + '\n')
 
-
+# %% ../../nbs/core/02_files.ipynb #s-process_lock
 def process_lock(
     path: str | Path,  # what to guard; need not exist
 ) -> FileLock:  # for a `with` block

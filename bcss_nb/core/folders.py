@@ -99,7 +99,7 @@ def find_strangers(
         found += [f'{path}/' for path in empty if not _fits(path, needed) and not _fits(f'{path}/', kind.patterns)]
     return sorted(found)
 
-
+# %% ../../nbs/core/03_folders.ipynb #s-_fits
 def _fits(path: str, patterns: Iterable[str]) -> bool:
     "Return whether a relative path fits one of the patterns."
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

@@ -23,7 +23,7 @@ def _value(node: ast.AST):
         else ast.literal_eval(node)
     )
 
-
+# %% ../../nbs/core/04_parameters.ipynb #s-check_paramete
 def check_parameters(
     history: list,  # IPython's `In`: the source of every cell run so far
 ):

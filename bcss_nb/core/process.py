@@ -68,7 +68,7 @@ def _without_names(text: str) -> str:
     "Return a text with its file names and numbers blotted out."
     return re.sub(r'(\S*[/\\]\S*|\S+\.[A-Za-z]{2,8}\b|\d[\d.,]*)', '#', text)
 
-
+# %% ../../nbs/core/06_process.ipynb #s-show_warnings_
 @contextmanager
 def show_warnings_plainly(command: str):
     "Within the block, print each user warning as one line, similar ones once, and how many there were at the end."
@@ -109,7 +109,7 @@ SINGLE_PROCESS = Place(0, 1, 0, 1)
 PLACE_VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
 SET_BY_TORCHRUN = (*PLACE_VARIABLES, 'MASTER_ADDR', 'MASTER_PORT', 'TORCHELASTIC_RUN_ID')
 
-
+# %% ../../nbs/core/06_process.ipynb #s-find_place
 def find_place(env: Mapping[str, str] = os.environ) -> Place:
     "Return the place that torchrun gave this process; raise ValueError when its variables are incomplete or disagree."
     given = {name: env[name] for name in PLACE_VARIABLES if name in env}

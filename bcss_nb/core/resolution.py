@@ -92,7 +92,7 @@ def unit_in_um(
     text = unicodedata.normalize('NFKC', text).strip()
     return _UM.get(text, _UM.get(text.lower()))
 
-
+# %% ../../nbs/core/07_resolution.ipynb #s-size_from_dens
 def size_from_density(
     x_density: float,  # pixels per unit
     y_density: float,  # pixels per unit
@@ -144,7 +144,7 @@ def _length(text: str | None, unit: str) -> float | None:
     except ValueError:
         return None
 
-
+# %% ../../nbs/core/07_resolution.ipynb #s-size_from_powe
 def size_from_power(
     power: str | float | None,  # of the objective, for instance '20'
 ) -> PixelSize | None:

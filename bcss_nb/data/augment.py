@@ -132,7 +132,7 @@ def cutmix(
     inside = ((side >= top) & (side < bottom))[:, :, None] & ((side >= left) & (side < right))[:, None]
     return torch.where(inside[:, None], x[other], x), torch.where(inside, y[other], y)
 
-
+# %% ../../nbs/data/12_augment.ipynb #s-_paste_boxes_
 def _paste_boxes_(t: Tensor, other: list, boxes: list) -> Tensor:  # the same tensor, changed
     "Copy the box of each neighbor into the tile, in place."
     places = [
@@ -144,7 +144,7 @@ def _paste_boxes_(t: Tensor, other: list, boxes: list) -> Tensor:  # the same te
         t[i][where] = patch
     return t
 
-
+# %% ../../nbs/data/12_augment.ipynb #s-sample_cutmix_
 def sample_cutmix_boxes(n: int, side: int, gen: torch.Generator, chance: float) -> Tensor:  # (n, 4), see `cutmix`
     "Squares of a quarter to half the side at random places; with 1 - chance, empty ones."
     u = torch.rand(n, 4, generator=gen)

@@ -65,7 +65,7 @@ def _verify_download(part: Path, md5: str = '', check=None):
         part.unlink()
         raise DownloadError(f'the file arrived damaged ({e})') from None
 
-
+# %% ../../nbs/data/03_download.ipynb #s-download_file
 def download_file(
     url: str,
     path: str | Path,  # final name
@@ -121,7 +121,7 @@ def _unpacking_folder(
         )
     return aside
 
-
+# %% ../../nbs/data/03_download.ipynb #s-download_kaggl
 def download_kaggle(
     out: str | Path = 'data/raw/kaggle',  # folder to make; kept when something is in it already
     tries: int = 6,
@@ -195,7 +195,7 @@ def _roi_name(row: dict) -> tuple:  # file name; dict of xmin, ymin, xmax, ymax 
     box = {k: round(float(row[k])) for k in ('xmin', 'ymin', 'xmax', 'ymax')}
     return f'{row[""]}_xmin{box["xmin"]}_ymin{box["ymin"]}_MPP-{MPP:.4f}.png', box
 
-
+# %% ../../nbs/data/03_download.ipynb #s-_list_rois
 def _list_rois(
     bounds: Path,  # roiBounds.csv
     at: RoiEndpoints,
@@ -236,7 +236,7 @@ def _read_checksums(out: Path) -> dict:  # file -> sha256
     file = out / 'SHA256SUMS'
     return dict(reversed(line.split('  ', 1)) for line in file.read_text().splitlines()) if file.exists() else {}
 
-
+# %% ../../nbs/data/03_download.ipynb #s-_roi_files
 def _roi_files(name: str) -> list:
     return [f'{folder}/{name}' for folder in ('images', 'masks')]
 

@@ -83,7 +83,7 @@ def pack_tiles(
     labels.close()
     return pd.DataFrame(found), notes
 
-
+# %% ../../nbs/data/09_packing.ipynb #s-_again
 def _again(record, seen, strict):
     "Has this name or these pixels been packed already?"
     reason = (
@@ -116,7 +116,7 @@ def find_near_duplicates(
         rows.append((one.tile, f'looks like {other.tile} ({other.split})', 'set aside' if a in aside else 'kept'))
     return sorted(aside), rows
 
-
+# %% ../../nbs/data/09_packing.ipynb #s-remove_packed_
 def remove_packed_rows(folder: Path, rows: list):
     "Rewrite the packed arrays without some rows."
     for name in ('images', 'labels') if rows else ():

@@ -130,7 +130,7 @@ def _parse_split_options(
     )
     return dict(name=split, **lists, folds=folds, fold=fold, val=val, seed=seed)
 
-
+# %% ../../nbs/data/10_prepare.ipynb #s-_assign_splits
 def _assign_splits(
     tiles: pd.DataFrame,  # kept tiles
     ask: dict,  # from `_parse_split_options`
@@ -152,7 +152,7 @@ def combine_checksums(digests) -> str:  # hexadecimal
     "One hash of many."
     return hashlib.sha256(b''.join(digests)).hexdigest()
 
-
+# %% ../../nbs/data/10_prepare.ipynb #s-_write_tables
 def _write_tables(folder: Path, found: pd.DataFrame, lone: pd.DataFrame, left: list, split: dict, about: dict):
     "Split the kept tiles; write tiles.parquet, findings.csv, quarantine.csv, manifest.json and data_card.md."
     bad = [(n, r, 'set aside') for n, r in lone.itertuples(index=False)] + [

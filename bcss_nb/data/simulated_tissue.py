@@ -153,7 +153,7 @@ def _draw_lumina(
         H[at] *= 1 - hole
         E[at] *= 1 - 0.97 * hole
 
-
+# %% ../../nbs/data/01_simulated_tissue.ipynb #s-_draw_fat
 def _draw_fat(rng, H, E, codes):
     "Fill code 9 with fat cells: the walls lie where the two nearest centers are equally far."
     y, x = np.mgrid[: codes.shape[0], : codes.shape[1]]

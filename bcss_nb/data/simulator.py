@@ -45,7 +45,7 @@ def site_appearance(
         quality=int(rng.integers(70, 92)),
     )
 
-
+# %% ../../nbs/data/02_simulator.ipynb #s-render_rgb
 def render_rgb(
     rng: np.random.Generator,
     H: np.ndarray,

@@ -59,7 +59,7 @@ _KINDS = {
     (16, 2): '16-bit RGB',
 }
 
-
+# %% ../../nbs/data/04_sources.ipynb #s-_read_with_pix
 def _read_with_pixel_size(
     path: Path,  # a PNG file, on disk or in a zip
     kind: str,  # '8-bit RGB' for images, '8-bit gray' for masks
@@ -149,7 +149,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     z.NameToInfo = {member.filename: member for member in z.filelist}
     return z
 
-
+# %% ../../nbs/data/04_sources.ipynb #s-_find_zips
 def _find_zips(folder: Path) -> list[Path]:  # sorted
     "The zips directly in a folder, whole or not."
     return sorted(file for file in folder.iterdir() if file.suffix.lower() == '.zip' and file.is_file())

@@ -48,7 +48,7 @@ def _known(asked, there, what):
         )
     return list(asked)
 
-
+# %% ../../nbs/data/06_splits.ipynb #s-held_out_patie
 def held_out_patients(
     people: pd.DataFrame,  # columns patient, site
     test_sites=(),

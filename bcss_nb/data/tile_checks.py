@@ -57,7 +57,7 @@ class TileRules:
     deep: bool = False  # look for blur, make fingerprints, compare with raw codes
     codes: RawMaskIndex = None  # from `find_raw_masks`
 
-
+# %% ../../nbs/data/08_tile_checks.ipynb #s-checksum
 def checksum(
     a: np.ndarray,  # contiguous
 ) -> bytes:  # 8 bytes
@@ -65,7 +65,7 @@ def checksum(
     flat = a.reshape(-1)
     return b''.join(zlib.crc32(half).to_bytes(4, 'big') for half in (flat[: len(flat) // 2], flat[len(flat) // 2 :]))
 
-
+# %% ../../nbs/data/08_tile_checks.ipynb #s-_inspect_tile
 def _inspect_tile(
     x: np.ndarray,
     y: np.ndarray,  # image and label of a tile
@@ -93,7 +93,7 @@ def _uncovered_margin(h: int, w: int, cut: TilingConfig, last: tuple) -> str:  #
         rows or cols
     )
 
-
+# %% ../../nbs/data/08_tile_checks.ipynb #s-_crop_pair
 def _crop_pair(
     p,  # a row of the index
     rules: TileRules,

@@ -51,7 +51,7 @@ def _bins(prob: Tensor, hit: Tensor) -> Tensor:  # (BINS, 3) float64
     weights = torch.ones_like(prob), prob, hit.to(prob.dtype)
     return torch.stack([torch.bincount(at, w.double(), NUM_RELIABILITY_BINS) for w in weights], -1)
 
-
+# %% ../../nbs/evaluation/03_calibration.ipynb #s-reliability_co
 def reliability_counts(
     prob: Tensor,  # (M, C) probabilities
     truth: Tensor,  # (M,) class index
@@ -61,7 +61,7 @@ def reliability_counts(
     pairs = [(top, pred == truth)] + [(prob[:, c], truth == c) for c in range(prob.shape[1])]
     return torch.stack([_bins(p, hit) for p, hit in pairs]).cpu().numpy()
 
-
+# %% ../../nbs/evaluation/03_calibration.ipynb #s-ece
 def ece(
     counts,  # (..., BINS, 3) pixels, sum of probability, hits
 ) -> np.ndarray:  # (...) 0 to 1; nan without pixels

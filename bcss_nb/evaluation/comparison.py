@@ -101,7 +101,7 @@ class Outcome:
     better_model: str | None  # None unless one is better
     text: str  # one sentence
 
-
+# %% ../../nbs/evaluation/09_comparison.ipynb #s-judge_models
 def judge_models(
     a: str,
     b: str,  # model names
@@ -165,7 +165,7 @@ def compare(
         above_baseline=above,
     )
 
-
+# %% ../../nbs/evaluation/09_comparison.ipynb #s-baseline_sente
 def baseline_sentence(name: str, d: dict) -> str:
     "How far a model stands above color alone."
     span = f'95 % interval {d["low"]:+.3f} to {d["high"]:+.3f}, ' if d['low'] is not None else ''

@@ -140,7 +140,7 @@ def comparison_text(result: dict) -> list:  # from `compare`
         f'Checkpoints: {notes}.',
     ]
 
-
+# %% ../../nbs/evaluation/10_comparison_tables.ipynb #s-caveats
 def caveats(
     *records,  # of models that were scored on the same patients
 ) -> list:  # sentences
@@ -153,7 +153,7 @@ def caveats(
         + ['One training seed each: how much is luck of the training is not known.'] * (len(r['seeds']) == 1)
     )
 
-
+# %% ../../nbs/evaluation/10_comparison_tables.ipynb #s-print_comparis
 def print_comparison(reports: str = 'reports'):
     "Print the table and the sentences of a finished comparison."
     result = json.loads((project_path(reports) / 'compare.json').read_text())
@@ -181,7 +181,7 @@ def sweep_table(
         table[name] = table[name].replace('!', None).astype(float)
     return table.dropna(axis=1, how='all').sort_values(list(scores.values())[0], ascending=False, ignore_index=True)
 
-
+# %% ../../nbs/evaluation/10_comparison_tables.ipynb #s-print_sweep
 def print_sweep(grid: str, group: str = ''):  # for instance 'params/train.yaml:lr=0.001,0.003'
     "Print the table of a sweep."
     import io

@@ -40,7 +40,7 @@ class TrainedModel(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bf16):
             return self.model(x).float()
 
-
+# %% ../../nbs/evaluation/04_counting.ipynb #s-load_run
 def load_run(
     run_dir: Path,  # folder of one training
     model: str = '',  # expected; empty: any
@@ -94,7 +94,7 @@ def _count_batch(
         uncertainty=uncertainty_histograms(prob, y),
     )
 
-
+# %% ../../nbs/evaluation/04_counting.ipynb #s-count_by_patie
 def count_by_patient(
     model: nn.Module,
     dataset: TileDataset,

@@ -46,7 +46,7 @@ def _uncertainty_image(prob: Tensor) -> np.ndarray:  # (B, C, H, W) -> (B, H, W,
 
     return np.uint8(255 * plt.get_cmap('inferno')(uncertainty(prob.movedim(1, -1)).cpu().numpy())[..., :3])
 
-
+# %% ../../nbs/evaluation/06_evaluation_plots.ipynb #s-missed_fractio
 def missed_fraction(
     truth: np.ndarray,
     pred: np.ndarray,  # (n, H, W)
@@ -59,7 +59,7 @@ def missed_fraction(
         share = ((truth == c) & (pred != c)).sum((1, 2)) / area
     return np.where(area >= min_fraction * truth[0].size, share, np.nan)
 
-
+# %% ../../nbs/evaluation/06_evaluation_plots.ipynb #s-plot_examples
 def plot_examples(
     model: nn.Module,
     dataset: TileDataset,

@@ -28,7 +28,7 @@ def save_evaluation(
             np.savez_compressed(f, record=json.dumps(result | cost), **counts)
     write_json(folder / f'metrics_{result["model"]}.json', result)
 
-
+# %% ../../nbs/evaluation/07_evaluations.ipynb #s-load_evaluatio
 def load_evaluation(folder: Path, model: str) -> tuple:  # record with cost; name -> (S, P, ...) counts
     "Read what `save_evaluation` wrote."
     file = project_path(folder) / 'evaluation' / f'{model}.npz'
@@ -37,7 +37,7 @@ def load_evaluation(folder: Path, model: str) -> tuple:  # record with cost; nam
     with np.load(file) as z:
         return json.loads(str(z['record'])), {k: z[k] for k in z.files if k != 'record'}
 
-
+# %% ../../nbs/evaluation/07_evaluations.ipynb #s-training_cost
 def training_cost(abouts: list, tiles_s: float, device: str) -> dict:
     "What a model costs: means over its trainings."
 

@@ -58,7 +58,7 @@ def _render_model_card(r: dict, result: dict) -> str:  # Markdown; r: one of res
         )
     )
 
-
+# %% ../../nbs/evaluation/11_model_card.ipynb #s-_to_markdown
 def _to_markdown(table) -> str:
     "A DataFrame as a Markdown table."
     rows = [
@@ -68,7 +68,7 @@ def _to_markdown(table) -> str:
     ]
     return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in rows)
 
-
+# %% ../../nbs/evaluation/11_model_card.ipynb #s-write_cards
 def write_cards(folder: Path) -> list:  # files; the better model's is also model_card.md
     "Write a card for each model of a comparison."
     folder = project_path(folder)

@@ -26,12 +26,12 @@ def scale_stain(images: np.ndarray, strength: float) -> np.ndarray:
     apply_stain_jitter(x, strength * torch.eye(3).expand(n, 3, 3), torch.ones(n, 3), torch.zeros(n, 3), out)
     return (255 * out).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
-
+# %% ../../nbs/evaluation/08_perturbations.ipynb #s-gaussian_blur
 def gaussian_blur(images: np.ndarray, um: float, mpp: float = 0.25) -> np.ndarray:
     "Gaussian blur with a standard deviation in um; 0 changes nothing."
     return gaussian_filter(images, (0, um / mpp, um / mpp, 0))
 
-
+# %% ../../nbs/evaluation/08_perturbations.ipynb #s-compress_jpeg
 def compress_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
     "Compress and read again; 1 to 100."
 
@@ -42,7 +42,7 @@ def compress_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
 
     return np.stack([once(i) for i in images])
 
-
+# %% ../../nbs/evaluation/08_perturbations.ipynb #s-scale_brightne
 def scale_brightness(images: np.ndarray, gain: float) -> np.ndarray:
     "A brighter or dimmer lamp; 1 changes nothing."
     return (images * gain).clip(0, 255).astype(np.uint8)
@@ -66,7 +66,7 @@ def _perturbed_dataset(dataset: TileDataset, rows, change, strength) -> TileData
         dataset.manifest,
     )
 
-
+# %% ../../nbs/evaluation/08_perturbations.ipynb #s-perturbation_t
 def perturbation_table(
     net,
     dataset: TileDataset,

@@ -43,7 +43,7 @@ def _data_uri(png: bytes) -> str:  # a data URI
     "A PNG to put into a page."
     return 'data:image/png;base64,' + base64.b64encode(png).decode()
 
-
+# %% ../../nbs/evaluation/12_report.ipynb #s-_collect_figur
 def _collect_figures(
     folder: Path, models: list
 ) -> tuple:  # list of dict(name, caption, uri); captions of those that are missing
@@ -76,7 +76,7 @@ def _hospital_table(records: list):  # DataFrame: hospital, patients, Dice by mo
     }
     return pd.DataFrame(rows).T.rename_axis('hospital')
 
-
+# %% ../../nbs/evaluation/12_report.ipynb #s-_uncertainty_t
 def _uncertainty_table(records: list):  # DataFrame, one row a model
     "Calibration and uncertainty."
     import pandas as pd
@@ -94,7 +94,7 @@ def _uncertainty_table(records: list):  # DataFrame, one row a model
 
     return pd.DataFrame({r['model']: one(r) for r in records}).T.rename_axis('model')
 
-
+# %% ../../nbs/evaluation/12_report.ipynb #s-_difference_ta
 def _difference_table(pair: dict):  # DataFrame, one row a class
     "Paired differences in words and numbers."
     import pandas as pd
@@ -130,7 +130,7 @@ def _read_robustness(folder: Path, records: list) -> dict:  # model -> DataFrame
     tables = {r['model']: _read_table(folder / f'robustness_{r["model"]}.csv') for r in records}
     return tables if all(t is not None for t in tables.values()) else {}
 
-
+# %% ../../nbs/evaluation/12_report.ipynb #s-_robustness_fi
 def _robustness_figure(folder: Path, records: list) -> list:  # one dict(name, caption, uri), or none
     "The robustness curves of all models in one figure."
     tables, buffer = _read_robustness(folder, records), io.BytesIO()

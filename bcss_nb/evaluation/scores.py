@@ -38,7 +38,7 @@ def _where_truth_exists(counts: dict) -> np.ndarray:  # (S, P, n, 3)
     surface, true = counts['surface'], counts['confusion'].sum(-1)
     return surface if surface.shape[-1] == 3 else np.concatenate([surface, true[..., None]], -1)
 
-
+# %% ../../nbs/evaluation/05_scores.ipynb #s-score_summary
 def score_summary(
     counts: dict,  # name -> (S, P, ...) from `count_by_patient`
     classes,  # class names
@@ -118,7 +118,7 @@ def tiles_per_second(
         logits.sum().item()
     return round(len(rows) / (time.time() - start), 1)
 
-
+# %% ../../nbs/evaluation/05_scores.ipynb #s-evaluation_rec
 def evaluation_record(
     abouts: list,  # of the checkpoints, one a seed
     dataset: TileDataset,
@@ -181,7 +181,7 @@ def describe_absent(
     known = [r for r in records if 'absent_predicted' in r]
     return out + [f'Nevertheless predicted as {c}: {"; ".join(told(r, c) for r in known)}.' for c in absent if known]
 
-
+# %% ../../nbs/evaluation/05_scores.ipynb #s-describe_score
 def describe_scores(r: dict) -> str:  # from `record`
     "Say a record in words."
     low, high = r['dice_mean_interval']

@@ -72,7 +72,7 @@ def _sample_std(values) -> np.ndarray:  # nan below two values
     "Standard deviation over the first axis."
     return np.std(values, axis=0, ddof=1) if len(values) > 1 else np.full(np.shape(values)[1:], np.nan)
 
-
+# %% ../../nbs/evaluation/01_statistics.ipynb #s-estimate
 def estimate(
     counts,  # (S, P, r, c) or (P, r, c)
     score=dice,  # a function of pooled counts

@@ -38,7 +38,7 @@ def _count_within_tolerance(edges: np.ndarray, others: np.ndarray, reach: float,
         return 0
     return int((cKDTree(there).query(here, distance_upper_bound=reach * (1 + 1e-9))[0] <= reach).sum())
 
-
+# %% ../../nbs/evaluation/02_surface.ipynb #s-surface_counts
 def surface_counts(
     truth: np.ndarray,  # (N, H, W) class index or IGNORE
     pred: np.ndarray,  # (N, H, W) class index
@@ -60,7 +60,7 @@ def surface_counts(
     true, predicted = a.sum((2, 3)).T, b.sum((2, 3)).T
     return np.stack([np.array(within).reshape(len(truth), n), true + predicted, true], -1)
 
-
+# %% ../../nbs/evaluation/02_surface.ipynb #s-surface_dice
 def surface_dice(
     counts,  # (..., n, 3) from `surface_counts`
 ) -> np.ndarray:  # (..., n) 0 to 1, nan without a true boundary
@@ -88,7 +88,7 @@ def boundary_distance(
     edges = boundary_masks(truth, n, truth == IGNORE).any(0)
     return np.stack([distance_transform_edt(~e, sampling=mpp) if e.any() else np.full(e.shape, np.inf) for e in edges])
 
-
+# %% ../../nbs/evaluation/02_surface.ipynb #s-errors_by_dist
 def errors_by_distance(
     truth: np.ndarray,
     pred: np.ndarray,  # (N, H, W); IGNORE is left out

@@ -42,7 +42,7 @@ def square_sums(
     total = np.pad(cells.astype(np.int64), ((side // 2 + 1, side // 2), (side // 2 + 1, side // 2))).cumsum(0).cumsum(1)
     return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
 
-
+# %% ../../nbs/inference/04_background.ipynb #s-background_cel
 def background_cells(
     flat: np.ndarray,  # (h, w) uint8 from `flat_cells`
 ) -> np.ndarray:  # (h, w) bool
@@ -55,7 +55,7 @@ def background_cells(
     inside = square_sums(is_square, SQUARE)[margin:-margin, margin:-margin] > 0
     return inside & (flat > 0)
 
-
+# %% ../../nbs/inference/04_background.ipynb #s-to_pixels
 def to_pixels(
     cells: np.ndarray,  # (h, w)
     shape: tuple[int, int],  # (H, W) of the image, at most CELL*h and CELL*w

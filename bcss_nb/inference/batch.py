@@ -41,7 +41,7 @@ def predict_files(
         )
     return len(failed)
 
-
+# %% ../../nbs/inference/16_batch.ipynb #s-_error_reason
 def _error_reason(
     error: Exception,
 ) -> str:

@@ -50,7 +50,7 @@ def _series_of(path: Path) -> str:
     except (pydicom.errors.InvalidDicomError, OSError, ValueError, AttributeError):
         return ''
 
-
+# %% ../../nbs/inference/06_discovery.ipynb #s-files_of_image
 def files_of_image(
     path: Path,  # an image, or the file of a slide that stands for all of them
 ) -> list[Path]:
@@ -93,7 +93,7 @@ def _folders_below(folder: Path) -> list[Path]:
         found += [Path(name) / f for f in folders]
     return found
 
-
+# %% ../../nbs/inference/06_discovery.ipynb #s-subfolder_of
 def subfolder_of(
     picture: Path,
     roots: Iterable[Path],  # the files and folders that the user named

@@ -204,7 +204,7 @@ def read_manifest(
             )
     return about
 
-
+# %% ../../nbs/inference/05_engines.ipynb #s-ExportedEngine
 class ExportedEngine(Engine):
     "A folder made by `07_export`."
 

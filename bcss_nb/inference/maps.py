@@ -21,7 +21,7 @@ def argmax_classes(logits: np.ndarray) -> np.ndarray:  # (C, h, w) -> (h, w) uin
             np.maximum(best, logits[c], out=best)
     return label
 
-
+# %% ../../nbs/inference/12_maps.ipynb #s-probabilities
 def probabilities(
     logits: np.ndarray,  # (C, ...) float32
     temperature: float = 1.0,
@@ -33,7 +33,7 @@ def probabilities(
     e /= e.sum(0)
     return e
 
-
+# %% ../../nbs/inference/12_maps.ipynb #s-uncertainty_of
 def uncertainty_of_logits(
     logits: np.ndarray,  # (C, ...) float32
     temperature: float = 1.0,

@@ -55,7 +55,7 @@ def iter_features(
         polygons = simplify_polygons(polygons, classes, part, simplify / slide.mpp)
         yield features(polygons, classes, schema, slide.name, (xs.start, ys.start), slide.scale, slide.mpp)
 
-
+# %% ../../nbs/inference/15_outputs.ipynb #s-summarize_pred
 def summarize_prediction(maps: PredictionMaps, slide: SlideReader, engine: Engine) -> dict:  # JSON-ready
     "Areas, uncertainty, and how they came about."
 
@@ -87,7 +87,7 @@ def summarize_prediction(maps: PredictionMaps, slide: SlideReader, engine: Engin
         cleaning_seconds=round(maps.cleaning, 3),
     )
 
-
+# %% ../../nbs/inference/15_outputs.ipynb #s-_overlay_previ
 def _overlay_preview(maps: PredictionMaps, schema) -> np.ndarray:  # (h, w, 3) uint8
     "The class colors over the preview."
     return overlay(maps.preview, subsample(maps.label, maps.step), schema)

@@ -111,7 +111,7 @@ def describe_image(
     alpha = Alpha.STRAIGHT if image.mode in ('RGBA', 'PA', 'LA') else Alpha.NONE
     return Samples(color, num_bands, bits, 'float' if image.mode == 'F' else '', alpha)
 
-
+# %% ../../nbs/inference/01_pixels.ipynb #s-decode_image
 def decode_image(
     image: Image.Image,  # opened, not decoded
 ) -> tuple[

@@ -149,7 +149,7 @@ def features(
 
     return [one(*v) for v in zip(placed, classes.tolist(), shapely.area(polygons).tolist())]
 
-
+# %% ../../nbs/inference/09_postprocess.ipynb #s-collection
 def collection(
     parts,  # lists of features, one after the other
 ):  # pieces of text
@@ -311,7 +311,7 @@ def count_classes(
         [[np.count_nonzero(label == c) for c in rows], hist.sum(1), hist @ np.arange(256) / 255], -1
     ).astype(float)
 
-
+# %% ../../nbs/inference/09_postprocess.ipynb #s-class_areas
 def class_areas(
     counts: np.ndarray,  # from `count_classes`
     schema: LabelSchema,

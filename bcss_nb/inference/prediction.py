@@ -136,7 +136,7 @@ def finish(y: int, x: int, total, weight, temperature: float, raw, uncertainty, 
             255 * probabilities(total / np.maximum(weight, 1e-3), temperature) * (weight > 0)
         ).astype(np.uint8)
 
-
+# %% ../../nbs/inference/14_prediction.ipynb #s-_finish_band
 def _finish_band(pool, y: int, x: int, total, weight, temperature: float, *maps):
     """The same by parts, on all cores: a few rows, which stay in a core's cache, or where maps have chunks that
     threads must not share, some columns."""

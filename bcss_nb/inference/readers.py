@@ -88,7 +88,7 @@ def open_image(
         )
     return image
 
-
+# %% ../../nbs/inference/03_readers.ipynb #s-PillowReader
 class PillowReader:
     "PNG, JPEG, WebP or BMP, decoded whole."
 
@@ -162,7 +162,7 @@ def _open_slide(path: Path, keep_bounds: bool) -> OpenSlideReader | TiffReader:
             check_samples(describe_page(max(tiff.pages, key=lambda page: page.imagewidth * page.imagelength).aspage()))
     return source
 
-
+# %% ../../nbs/inference/03_readers.ipynb #s-open_source
 def open_source(
     file: Path | BinaryIO,  # a file, or its bytes
     keep_bounds: bool = False,  # see `OpenSlideReader`

@@ -55,7 +55,7 @@ def _stat_id(
     ]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
-
+# %% ../../nbs/inference/07_result_folders.ipynb #s-identify
 def identify(
     path: Path,
     known: ImageId | None = None,  # from an earlier run
@@ -79,7 +79,7 @@ _JUNK = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
 class ResultConflict(ValueError):
     "A folder with the name of a result that must not be replaced; the message says why and what to do."
 
-
+# %% ../../nbs/inference/07_result_folders.ipynb #s-Manifest
 @dataclass(frozen=True)
 class Manifest:
     "What a result folder holds."
@@ -132,7 +132,7 @@ def _find_changes(
     ]
     return missing, sorted(changed)
 
-
+# %% ../../nbs/inference/07_result_folders.ipynb #s-check_result
 def check_result(
     folder: Path,  # where the result of the image belongs
     path: Path,  # the image
@@ -188,7 +188,7 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
 
-
+# %% ../../nbs/inference/07_result_folders.ipynb #s-remove_abandon
 def remove_abandoned(
     folder: Path,  # the final name
 ):
@@ -203,7 +203,7 @@ def remove_abandoned(
             shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
 
-
+# %% ../../nbs/inference/07_result_folders.ipynb #s-work_folder
 @contextmanager
 def work_folder(
     folder: Path,  # the final name
@@ -240,7 +240,7 @@ def one_at_a_time(
     finally:
         os.close(descriptor)
 
-
+# %% ../../nbs/inference/07_result_folders.ipynb #s-publish
 def publish(
     work: Path,  # in a `work_folder`, with its manifest
     folder: Path,  # the final name

@@ -26,7 +26,7 @@ def _window_has_tissue(
     "Whether enough of a window is darker than background, and enough of it has structure."
     return not min_share or tissue_fraction(image) >= min_share and 1 - flat_cells(image).mean() >= min_share
 
-
+# %% ../../nbs/inference/11_sliding_window.ipynb #s-iter_bands
 def iter_bands(
     slide: SlideReader,
     engine: Engine,

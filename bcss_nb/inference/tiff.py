@@ -82,7 +82,7 @@ def _size_by_pillow(data: bytes) -> tuple[int, int]:  # height, width
     Image.MAX_IMAGE_PIXELS = None
     return Image.open(io.BytesIO(data), formats=('JPEG2000', 'WEBP')).size[::-1]
 
-
+# %% ../../nbs/inference/02_tiff.ipynb #s-_size_of_jpeg_
 def _size_of_jpeg_xl(data: bytes) -> tuple[int, int]:  # height, width
     "ISO/IEC 18181-1, SizeHeader."
     if data[:2] != b'\xff\x0a':
@@ -131,7 +131,7 @@ def _check_codec(
         name = getattr(page.compression, 'name', page.compression)
         raise ValueError(f'its compression is {name}: save it with JPEG, LZW or Deflate')
 
-
+# %% ../../nbs/inference/02_tiff.ipynb #s-_check_coded_s
 def _check_coded_size(
     page: tifffile.TiffPage,
     data: bytes,  # of a strip or tile, compressed
@@ -209,7 +209,7 @@ class Segment(NamedTuple):
     box: tuple[int, int, int, int]  # top, left, bottom, right, in pixels of the page
     band: int  # its first band
 
-
+# %% ../../nbs/inference/02_tiff.ipynb #s-_SegmentCache
 class _SegmentCache:
     "The segments used last, up to a number of bytes."
 
@@ -259,7 +259,7 @@ def _segment_size(page: tifffile.TiffPage) -> tuple[int, int]:  # height, width
         return page.tilelength, page.tilewidth
     return min(page.rowsperstrip, page.imagelength), page.imagewidth
 
-
+# %% ../../nbs/inference/02_tiff.ipynb #s-_paste_segment
 def _paste_segment(
     segment: Segment,
     canvas: np.ndarray,  # (h, w, bands) uint8, written to
@@ -308,7 +308,7 @@ def _read_segment(
             )
     return Segment(pixels, (top, left, top + height, left + width), band)
 
-
+# %% ../../nbs/inference/02_tiff.ipynb #s-_to_rgb
 def _to_rgb(
     canvas: np.ndarray,  # (h, w, bands) uint8
     samples: Samples,

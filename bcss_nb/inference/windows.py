@@ -22,7 +22,7 @@ def window_origins(
     last = -(-(size - window) // SIZE_MULTIPLE) * SIZE_MULTIPLE
     return [*range(0, last, stride), last]
 
-
+# %% ../../nbs/inference/10_windows.ipynb #s-choose_window
 def choose_window(
     engine: Engine,
     slide: SlideReader,

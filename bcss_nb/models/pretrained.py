@@ -41,7 +41,7 @@ def _download(source):
         'network; a gated model wants `hf auth login`; or download it elsewhere and give the file'
     ) from why
 
-
+# %% ../../nbs/models/04_pretrained.ipynb #s-_locate
 def _locate(source):
     "The path behind a file name or a hub id."
     path = project_path(source)
@@ -263,7 +263,7 @@ def _vit_config(
 
 _POS, _PATCH = 'patch_embedding.position_embeddings', 'patch_embedding.patch_embeddings.'
 
-
+# %% ../../nbs/models/04_pretrained.ipynb #s-_fit
 def _fit(state, mine):
     "The mapped weights on the grid of an encoder; ValueError, in its words, when they do not fit."
     found, need = _vit_config(state), _vit_config(mine)

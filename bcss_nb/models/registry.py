@@ -35,7 +35,7 @@ def _guard(name, tile):
 PRESETS = tuple(_UNET) + tuple(_UNETR)
 _SMALL = dict(unet='unet-s', unetr='unetr-s')
 
-
+# %% ../../nbs/models/03_registry.ipynb #s-build_model
 def build_model(
     name: str,  # one of PRESETS; 'unet' and 'unetr' are the smallest of their kind
     classes: int,  # output channels

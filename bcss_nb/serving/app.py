@@ -217,7 +217,7 @@ def _nan_to_none(d):  # JSON knows no nan
         return {k: _nan_to_none(v) for k, v in d.items()}
     return None if isinstance(d, float) and math.isnan(d) else d
 
-
+# %% ../../nbs/serving/14_app.ipynb #s-_add_ops_route
 def _add_ops_routes(app, service):
     "Prometheus, and what it reads about drift in full."
     m = service.metrics

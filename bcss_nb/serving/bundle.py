@@ -38,7 +38,7 @@ def bundle_network(about: dict, model: nn.Module) -> dict:  # a MONAI config
         act='prelu',
     )
 
-
+# %% ../../nbs/serving/02_bundle.ipynb #s-_bundle_metada
 def _bundle_metadata(about: dict) -> dict:  # JSON-ready
     "The bundle's description, after MONAI's specification."
     schema, side = get_schema(about['schema']), about['tile'] if is_unetr(about['model']) else '32*n'

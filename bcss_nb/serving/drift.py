@@ -33,7 +33,7 @@ def _stain_features(
     mean = (r + g + b) / 3
     return density.mean(), r / mean - 1, (g - b) / (math.sqrt(3) * mean)
 
-
+# %% ../../nbs/serving/05_drift.ipynb #s-image_features
 def image_features(
     x: np.ndarray,  # (H, W, 3) uint8
 ) -> dict:  # gray levels, 0 to 255; a share, 0 to 1; optical density; chromaticities; None where nothing is stained
@@ -116,7 +116,7 @@ def _drift_thresholds(
 
     return {k: round(farthest(v), 4) for k, v in columns.items()}
 
-
+# %% ../../nbs/serving/05_drift.ipynb #s-make_reference
 def make_reference(
     records: list,  # from `record`
     sites: list,
@@ -159,7 +159,7 @@ def feature_drift(
         )
     return out
 
-
+# %% ../../nbs/serving/05_drift.ipynb #s-DriftMonitor
 class DriftMonitor:
     "The last requests, compared with the reference."
 

@@ -38,7 +38,7 @@ def _split_body(
         raise RequestRejected(400, 'the request is not a JSON object')
     return request, memoryview(body)[n:]
 
-
+# %% ../../nbs/serving/07_kserve.ipynb #s-_decode_tensor
 def _decode_tensor(tensor: dict, raw: bytes, kind) -> np.ndarray:  # flat
     "The numbers of a tensor, from bytes or from JSON."
     if raw is not None:
@@ -121,7 +121,7 @@ def encode_response(
     text = json.dumps(answer).encode()
     return b''.join((text, raw)), str(len(text)) if binary else ''
 
-
+# %% ../../nbs/serving/07_kserve.ipynb #s-describe_model
 def describe_model(
     classes: list, fixed: int, model: str = 'bcss', version: str = '1'
 ) -> dict:  # fixed: side of the image, 0: any multiple of 16

@@ -31,7 +31,7 @@ def _silence_exporters():
         finally:
             logging.disable(was)
 
-
+# %% ../../nbs/serving/00_onnx_export.ipynb #s-write_onnx
 def write_onnx(
     model: nn.Module,
     path: Path,

@@ -54,7 +54,7 @@ def check_size(width: int, height: int, max_pixels: int):
             'or use bcss predict for slides',
         )
 
-
+# %% ../../nbs/serving/06_request_limits.ipynb #s-open_upload
 def open_upload(
     data: bytes,  # a file
     max_pixels: int,  # in the file
@@ -92,7 +92,7 @@ def check_content_length(
     if int(said) > most:
         raise RequestRejected(413, f'the body has {int(said)} bytes, {most} are allowed: send a smaller picture')
 
-
+# %% ../../nbs/serving/06_request_limits.ipynb #s-read_body
 async def read_body(
     receive,  # ASGI
     most: int,  # bytes
@@ -133,7 +133,7 @@ def _unpack(body: bytes, window_bits: int, max_bytes: int) -> bytes:
         body = decoder.unused_data
     return b''.join(parts)
 
-
+# %% ../../nbs/serving/06_request_limits.ipynb #s-unpack_body
 def unpack_body(
     body: bytes,
     encoding: str,  # value of Content-Encoding; '' when there is none
@@ -195,7 +195,7 @@ def _check_key(
     if key and PROTECTED_PATHS.match(path) and not hmac.compare_digest(headers.get(b'x-api-key', b''), key.encode()):
         raise RequestRejected(401, 'give the API key in the header X-API-Key')
 
-
+# %% ../../nbs/serving/06_request_limits.ipynb #s-_with_headers
 def _with_headers(send, status: list, headers: list):  # ASGI; receives the status of the answer; (name, value) for it
     "Pass an answer on, with the headers it does not have yet."
 
@@ -207,7 +207,7 @@ def _with_headers(send, status: list, headers: list):  # ASGI; receives the stat
 
     return tell
 
-
+# %% ../../nbs/serving/06_request_limits.ipynb #s-_without_prefi
 def _without_prefix(
     path: str,
     root_path: str,  # for instance '/bcss'; '' where there is none

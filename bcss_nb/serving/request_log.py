@@ -30,7 +30,7 @@ def _own_files(
     ]
     return sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)
 
-
+# %% ../../nbs/serving/11_request_log.ipynb #s-_enforce_quota
 def _enforce_quota(
     folder: Path,
     max_bytes: int,  # of all files that the service made
@@ -46,7 +46,7 @@ def _enforce_quota(
             size -= entry.stat(follow_symlinks=False).st_size
             os.unlink(entry.path)
 
-
+# %% ../../nbs/serving/11_request_log.ipynb #s-check_store
 def check_store(
     folder: str,  # '' for none
 ):

@@ -45,7 +45,7 @@ def predict_bytes(
 
     return predict_image(p, engine, progress=in_time, preview=0), p, p.source.pixels
 
-
+# %% ../../nbs/serving/10_results.ipynb #s-as_png
 def as_png(pixels: np.ndarray, palette=None) -> bytes:  # (H, W) or (H, W, 3) uint8; (256, 3) uint8
     "Encode a PNG, quickly."
     picture, out = Image.fromarray(pixels), io.BytesIO()

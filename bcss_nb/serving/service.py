@@ -118,7 +118,7 @@ def _build_response(service, maps, p, found, accept):
         )
     )
 
-
+# %% ../../nbs/serving/13_service.ipynb #s-_handle_predic
 def _handle_prediction(
     service, engine, data: bytes, deadline: float, mpp, name, request_id, accept
 ) -> tuple:  # maps, summary, response
@@ -131,7 +131,7 @@ def _handle_prediction(
     service.store.answered(dict(request_id=request_id, **found), numbers, pixels)
     return maps, found, _build_response(service, maps, p, found, accept)
 
-
+# %% ../../nbs/serving/13_service.ipynb #s-_update_metric
 def _update_metrics(service, maps, found):
     "Feed the metrics."
     m, (_, seen, uncertainty) = service.metrics, maps.counts[:-1].sum(0)
@@ -142,7 +142,7 @@ def _update_metrics(service, maps, found):
     if seen:
         m.uncertainty.observe(uncertainty / seen)
 
-
+# %% ../../nbs/serving/13_service.ipynb #s-result_respons
 def result_response(service, key: str, file: str) -> Response:  # Refused with 404
     "One of the maps an answer links to."
     maps, p = service.results.get(key)
@@ -171,7 +171,7 @@ def _weight(
     )
     return specificity, float(quality) if re.fullmatch(r'0(\.\d{0,3})?|1(\.0{0,3})?', quality) else 0.0
 
-
+# %% ../../nbs/serving/13_service.ipynb #s-choose_type
 def choose_type(
     accept: str,  # of the request; '' when it says nothing
 ) -> str:  # one of ANSWERS; Refused with 406 when none is wanted
@@ -214,7 +214,7 @@ HEADERS = {
     "script-src 'self'; frame-ancestors 'none'",
 }
 
-
+# %% ../../nbs/serving/13_service.ipynb #s-error_response
 def error_response(request: Request, e) -> JSONResponse:
     "Every error is JSON, see `error_body`; the input is never echoed."
 
@@ -241,7 +241,7 @@ def check_root_path(
         raise ValueError(f'BCSS_ROOT_PATH={root_path} begins like a route of the service: take another prefix')
     return path
 
-
+# %% ../../nbs/serving/13_service.ipynb #s-check_fields
 async def check_fields(
     request: Request,
     known: tuple[str, ...],  # of the form

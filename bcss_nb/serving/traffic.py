@@ -36,7 +36,7 @@ def _parse_event(
         return None
     return event if all(fits(event.get(name)) for name, fits in fields.items()) else None
 
-
+# %% ../../nbs/serving/15_traffic.ipynb #s-read_store
 def read_store(
     folder: Path,  # with <day>.jsonl, perhaps in folders of instances
     hours: int = 0,  # from the last record back; 0: everything
@@ -72,7 +72,7 @@ def feature_columns(
         for name in dict.fromkeys(name for row in rows for name in row)
     }
 
-
+# %% ../../nbs/serving/15_traffic.ipynb #s-answers_of
 def answers_of(
     answers: pd.DataFrame,  # from `read_store`
     model_ids: Iterable[str],  # hashes of a model's files, as in its manifest
@@ -86,7 +86,7 @@ def answers_of(
     counts = {str(name): int(count) for name, count in models.value_counts().items()}
     return answers[models.isin([*model_ids, ''])].reset_index(drop=True), counts
 
-
+# %% ../../nbs/serving/15_traffic.ipynb #s-unseen_feature
 def unseen_features(
     answers: pd.DataFrame,
     reference: dict,

@@ -58,7 +58,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(var * n / (n - 1), self.momentum)
         return (z * ((var + self.eps).rsqrt() * self.weight).view(shape) + self.bias.view(shape)).to(x.dtype)
 
-
+# %% ../../nbs/training/02_distributed.ipynb #s-sync_batchnorm
 def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:  # the same weights and names
     "Make every batch norm see the batch of all processes."
     if device.type == 'cuda':

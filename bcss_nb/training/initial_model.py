@@ -34,7 +34,7 @@ def class_pixel_counts(dataset: TileDataset) -> np.ndarray:  # (C,) pixels
         for row in dataset.part('train')
     )
 
-
+# %% ../../nbs/training/08_initial_model.ipynb #s-build_initial_
 def build_initial_model(
     config: TrainConfig,
     preset: str,
@@ -54,7 +54,7 @@ def build_initial_model(
     print(format_load_report(report))
     return net, {k: len(report[k]) for k in ('used', 'unused', 'missing')}
 
-
+# %% ../../nbs/training/08_initial_model.ipynb #s-run_fingerprin
 def run_fingerprint(config: TrainConfig, preset: str, dataset: TileDataset) -> dict:  # JSON-ready
     "What must be the same for a run to go on."
     return dict(

@@ -181,7 +181,7 @@ def predicted_absent(
         classes[i]: dict(pixels=round(pooled[:, i].sum()), share=round(pooled[:, i].sum() / total, 6)) for i in gone
     }
 
-
+# %% ../../nbs/training/01_metrics.ipynb #s-mean_dice
 def mean_dice(
     counts,  # (..., n, n) pixel counts
     which=None,  # indices of the classes that count; None: all
@@ -195,7 +195,7 @@ def foreground_classes(classes) -> list:  # indices
     "The classes that mean something."
     return [i for i, c in enumerate(classes) if c != 'other']
 
-
+# %% ../../nbs/training/01_metrics.ipynb #s-by_class
 def by_class(values, classes) -> dict:  # class name -> float, None where undefined
     "Scores by class name, ready for JSON."
     return {c: None if np.isnan(v) else round(float(v), 4) for c, v in zip(classes, values)}

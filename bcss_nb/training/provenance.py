@@ -29,7 +29,7 @@ def _git_commit() -> str:  # hash, '+' when files were changed since; '' outside
     except (OSError, subprocess.CalledProcessError):
         return ''
 
-
+# %% ../../nbs/training/05_provenance.ipynb #s-device_name
 def device_name(device: torch.device) -> str:  # for instance 'NVIDIA H100' or 'x86_64, 2 threads, AVX512'
     "What computed."
     if device.type == 'cuda':
@@ -43,7 +43,7 @@ def peak_memory(device: torch.device) -> float:  # GiB
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
-
+# %% ../../nbs/training/05_provenance.ipynb #s-provenance
 def provenance(device: torch.device) -> dict:  # JSON-ready
     "Commit, versions and device."
 

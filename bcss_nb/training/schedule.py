@@ -14,7 +14,7 @@ def lr_factor(progress: float, warm: float = 0.1) -> float:  # factor of the pea
     "Linear warm-up, then half a cosine."
     return progress / warm if progress < warm else 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
-
+# %% ../../nbs/training/03_schedule.ipynb #s-param_groups
 def param_groups(
     model: nn.Module,
     decay: float = 1.0,  # factor from each layer of `net.vit` to the one below; the rest of the model has factor 1

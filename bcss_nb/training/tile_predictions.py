@@ -44,7 +44,7 @@ def predict_tiles(
         + [l.argmax(1).to(torch.uint8).cpu() for l in iter_logits(model, dataset, rows, batch, device)]
     )
 
-
+# %% ../../nbs/training/07_tile_predictions.ipynb #s-confusion_per_
 def confusion_per_patient(
     model: nn.Module,
     dataset: TileDataset,
