@@ -12,7 +12,6 @@ import torch
 from dataclasses import dataclass
 from ..core.labels import choose
 from ..data.dataset import TileDataset, evenly_spaced
-from .evaluations import load_evaluation
 from bcss_nb.evaluation.statistics import (
     MIN_PATIENTS,
     Verdict,
@@ -24,15 +23,6 @@ from bcss_nb.evaluation.statistics import (
 )
 from ..models.color_baseline import PixelColorBaseline
 from ..training.metrics import confusion_by_patient, dice, mean_dice, by_class
-
-# %% ../../nbs/evaluation/09_comparison.ipynb #4a3b0255
-def _has_evaluations(folder, names: list, dataset: TileDataset) -> bool:
-    "Whether a folder holds evaluations of these models on exactly this data, by the present rule for absent classes."
-    try:
-        found = [load_evaluation(folder, n)[0] for n in names]
-    except FileNotFoundError:
-        return False
-    return all(r.get('data') == dataset.manifest['id'] and 'absent_predicted' in r for r in found)
 
 # %% ../../nbs/evaluation/09_comparison.ipynb #88230735
 def check_comparable(
