@@ -48,13 +48,14 @@ help: ## show this list
 
 $(VENV)/.pipeline: requirements.txt requirements_serve.txt setup.py settings.ini
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q --no-compile -r requirements.txt -r requirements_serve.txt
-	$(VENV)/bin/python -m pip install -q --no-deps -e .
+	@echo "setup              $(VENV) with all versions pinned, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -q --no-compile -r requirements.txt -r requirements_serve.txt
+	@$(VENV)/bin/python -m pip install -q --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pipeline requirements_dev.txt
-	$(VENV)/bin/python -m pip install -q --no-compile -r requirements_dev.txt
+	@$(VENV)/bin/python -m pip install -q --no-compile -r requirements_dev.txt
 	@touch $@
 
 setup: $(VENV)/.pipeline ## create .venv with what the pipeline needs, all versions pinned
