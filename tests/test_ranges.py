@@ -80,7 +80,7 @@ def test_every_option_of_every_command_has_a_range(command, table):
 @pytest.mark.parametrize(
     'option,value',
     [
-        (f'--{k}', v)
+        (ranges.as_option(k), v)
         for k, r in numbers(ranges.PREDICT_RANGES).items()
         for v in (below(r), above(r), *(BAD if r.kind is float else ()))
     ]
