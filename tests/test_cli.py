@@ -37,7 +37,7 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize('seconds', [1, 5])
 @pytest.mark.parametrize('command', ['predict', 'serve', 'train', 'export'])
 def test_ctrl_c_is_one_line(command, seconds, exported, run, tmp_path):
-    Image.fromarray(np.tile(simulate_roi(1, shape=(500, 500))[1], (8, 8, 1))).save(tmp_path / 'large.png')
+    Image.fromarray(np.tile(simulate_roi(1, shape=(500, 500))[1], (14, 14, 1))).save(tmp_path / 'large.png')
     args = dict(
         predict=[
             'bcss_nb.cli',
