@@ -65,7 +65,8 @@ def _bundle_metadata(about: dict) -> dict:  # JSON-ready
         )
     )
     return dict(
-        schema='https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json',
+        schema='https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/'
+        '0.8.1/meta_schema_20240725.json',
         version='0.1.0',
         changelog={'0.1.0': 'first export'},
         monai_version=version('monai'),
