@@ -367,7 +367,7 @@ def test_make_clean_removes_what_runs_made_and_nothing_else(exported, run, deskt
     shutil.copytree(run, project / 'runs/unet/42')
     shutil.copytree(desktop, project / 'runs/desktop', symlinks=True)
     shutil.copytree(desktop, project / 'reports/desktop', symlinks=True)
-    for name in ('compare.html', 'leakage.csv', 'my table.csv', 'notes.md', 'talk.ipynb'):
+    for name in ('compare.html', 'leakage.csv', 'leakage.ipynb', 'my table.csv', 'notes.md', 'talk.ipynb', 'README.md'):
         (project / 'reports' / name).write_text('x')
     done = subprocess.run(
         ['make', 'clean', f'PYTHON={sys.executable}', f'VENV={Path(sys.executable).parent.parent}'],
@@ -376,11 +376,19 @@ def test_make_clean_removes_what_runs_made_and_nothing_else(exported, run, deskt
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for gone in ('exports/bcss', 'data/processed', 'runs/unet', 'reports/compare.html', 'reports/leakage.csv'):
+    for gone in (
+        'exports/bcss',
+        'data/processed',
+        'runs/unet',
+        'reports/compare.html',
+        'reports/leakage.csv',
+        'reports/leakage.ipynb',
+    ):
         assert not (project / gone).exists(), gone
     for kept in (
         'exports/mine/model.json',
         'exports/mine/notes.txt',
+        'reports/README.md',
         'reports/my table.csv',
         'reports/notes.md',
         'reports/talk.ipynb',

@@ -326,6 +326,9 @@ def claim_files(
 # %% ../../nbs/core/03_folders.ipynb #00b-files32
 REPORT_FILES = (
     '0*.ipynb',
+    'robustness_*.ipynb',
+    'leakage.ipynb',
+    'profiling.ipynb',
     'data_checks.csv',
     'data_card.md',
     'metrics_*.json',
